@@ -1,0 +1,57 @@
+# `make help` lists what can be done. Everything happens in $(VENV); nothing is installed outside it.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= runs/demo
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SHELL := /bin/bash
+
+export PYTHONDONTWRITEBYTECODE = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+export DO_NOT_TRACK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types imports unit integration format bench clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(INSTALLED) ## A virtual environment with everything pinned (first time: a minute or two)
+
+# uv installs in seconds; pip's own --find-links is passed on to it, so that a local torch build is found.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" VIRTUAL_ENV=$(VENV) \
+		$(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## The whole flow on this machine, from nothing, with pictures (minutes on 2 cores)
+	@$(BIN)/ldznet demo --out $(DEMO)
+
+test: setup lint types imports unit integration ## What CI runs: lint, types, import rules, all tests
+
+lint: setup ## Style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## Static types, strict
+	@$(BIN)/mypy
+
+imports: setup ## jobs -> pipeline -> ldznet, never back
+	@$(BIN)/lint-imports
+
+unit: setup ## Quick tests
+	@$(BIN)/python -m pytest tests/unit tests/reference
+
+integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
+	@$(BIN)/python -m pytest tests/integration tests/fault
+
+format: setup ## Format the code and mend what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove the virtual environment, caches and what runs left behind
+	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
