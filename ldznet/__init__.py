@@ -1,0 +1,1 @@
+"""The science of LD-ZNet: one process, one device, no cluster."""
