@@ -1,0 +1,106 @@
+"""The numeric specification of a cache: everything that changes a number, and the key made of it."""
+
+import hashlib
+import json
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ldznet.config import Config
+from ldznet.prompts import DEFAULT_TEMPLATE, TEMPLATES
+from pipeline.views import ViewConfig
+
+SCHEMA_VERSION = 1
+BLOCK_COUNT = 16
+TIMESTEP_COUNT = 1000
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+class TimestepConfig(Config):
+    """Timesteps are drawn uniformly from `[low, high)` for each sample and draw; `high = low + 1` fixes one.
+
+    The paper trains on [300, 500) and finds that range best (section 5, figure 4).
+    """
+
+    low: int = Field(default=400, ge=0, lt=TIMESTEP_COUNT)
+    high: int = Field(default=401, gt=0, le=TIMESTEP_COUNT)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.high <= self.low:
+            raise ValueError(
+                f"high ({self.high}) must lie above low ({self.low}): [low, high) holds no timestep"
+            )
+        return self
+
+
+class PolicyConfig(Config):
+    """How a sample becomes network inputs: its view, its prompt, its timestep, and how many draws of each."""
+
+    view: ViewConfig = ViewConfig()
+    timesteps: TimestepConfig = TimestepConfig()
+    prompts: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    draws: int = Field(default=1, ge=1, le=256)
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _named_templates(cls, value: object) -> object:
+        return TEMPLATES if value == "published" else value
+
+    @field_validator("prompts")
+    @classmethod
+    def _templates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one prompt template, such as 'a photo of a {}.', or 'published'")
+        for template in value:
+            if template.count("{}") != 1:
+                raise ValueError(f"the prompt template {template!r} must hold {{}} exactly once")
+        return tuple(sorted(set(value)))  # the draw picks by index: one order, one key
+
+
+class FeaturesConfig(Config):
+    """What the frozen networks compute, and in which arithmetic. Every field changes bytes."""
+
+    blocks: tuple[int, ...] = (6, 7, 8, 9, 10)
+    seed: int = Field(default=0, ge=0)
+    compute_dtype: Literal["fp32", "bf16"] = "fp32"
+    stored_dtype: Dtype = "fp16"
+    keep_images: bool = False  # store the view's pixels too (RGBNet trains on them; pictures show them)
+    image_batch: int = Field(default=4, ge=1)  # views a VAE pass: one fixed shape, the last one padded
+    prompt_batch: int = Field(default=16, ge=1)  # prompts a text-encoder pass
+    feature_batch: int = Field(default=8, ge=1)  # samples a UNet pass
+    threads: int = Field(default=1, ge=1)  # CPU threads a worker: they change rounding
+
+    @field_validator("blocks")
+    @classmethod
+    def _blocks(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for block in value:
+            if not 1 <= block <= BLOCK_COUNT:
+                raise ValueError(
+                    f"there is no block {block}: Stable Diffusion's blocks are numbered 1 to {BLOCK_COUNT}"
+                )
+        return tuple(sorted(set(value)))
+
+
+class CacheSpec(Config):
+    """The numeric specification. Two that give the same bytes are equal and have one key."""
+
+    schema_version: int = SCHEMA_VERSION
+    ldm_digest: str  # of the frozen LDM's weights and configuration, not of its name
+    features: FeaturesConfig
+    policy: PolicyConfig
+
+    def canonical(self) -> str:
+        """The canonical form: JSON with sorted keys and no spaces."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def key(self) -> str:
+        """SHA-256 over the canonical form, 64 hexadecimal digits."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
