@@ -91,7 +91,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 def to_tensor(image: Image.Image | NDArray[np.uint8]) -> "Tensor":
     """RGB pixels `H,W,3` in 0..255 -> `3,H,W` float32 in [-1,1], as the first stage takes them."""
-    import torch  # noqa: PLC0415 - 1.5 s that those who only decode need not wait
+    import torch
 
     pixels = np.array(image, dtype=np.float32)  # a copy: torch shares the memory
     assert pixels.shape[2:] == (3,), f"H,W,3 expected, not {pixels.shape}"

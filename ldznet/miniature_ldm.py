@@ -138,6 +138,7 @@ def _build_vae(config: MiniatureConfig) -> Any:
 def _write_model_index(folder: Path) -> None:
     index = {
         "_class_name": "StableDiffusionPipeline",
+        "_untrained": True,  # for those who report on it; diffusers passes over it
         "feature_extractor": [None, None],
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDPMScheduler"],
