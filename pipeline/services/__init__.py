@@ -1,0 +1,1 @@
+"""Servers that the project itself starts, on the machine it runs on."""
