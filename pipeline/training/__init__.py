@@ -1,0 +1,1 @@
+"""Training: the configuration, the engines that take a step, the loop, and checkpoints that survive."""
