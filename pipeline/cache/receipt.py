@@ -1,5 +1,6 @@
 """A shard's receipt: what is in the shard, where, with which checksum. No receipt, no shard."""
 
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pydantic import ValidationError
@@ -78,3 +79,11 @@ def commit_receipt(store: ObjectStore, *, cache_key: str, receipt: Receipt) -> R
             f"the receipt of shard {receipt.shard_id} was there and is gone: is something deleting from {store.url}?"
         )
     return adopted
+
+
+def read_left_out(store: ObjectStore, cache_key: str, shard_ids: Iterable[str]) -> Iterator[LeftOut]:
+    """Every member that shards left out, with its reason, from their receipts."""
+    for shard_id in shard_ids:
+        receipt = read_receipt(store, cache_key=cache_key, shard_id=shard_id)
+        if receipt is not None:
+            yield from receipt.left_out

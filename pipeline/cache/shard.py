@@ -1,10 +1,11 @@
 """A shard: a plain tar of samples, written once, under a name that holds its content hash."""
 
 import hashlib
+import io
 import tarfile
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import IO, TYPE_CHECKING, Self
 
 import xxhash
 from webdataset.writer import TarWriter
@@ -13,20 +14,24 @@ from pipeline.cache import layout
 from pipeline.cache.receipt import SampleSpan
 from pipeline.object_store.store import ObjectStore
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
-class _HashingFile:
+
+class _HashingFile(io.RawIOBase):
     """A file that hashes what passes: the shard's SHA-256 and the current sample's xxh3-64."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
         self._file = file
         self.sha256 = hashlib.sha256()
         self.sample = xxhash.xxh3_64()
         self.size = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: "ReadableBuffer") -> int:
         self.sha256.update(data)
         self.sample.update(data)
-        self.size += len(data)
+        self.size += memoryview(data).nbytes
         return self._file.write(data)
 
     def tell(self) -> int:
@@ -46,9 +51,7 @@ class ShardWriter:
         self._file = _HashingFile(self._raw)
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
         # TarWriter's stream mode holds bytes back, so a sample's end is not known; plain mode writes through.
-        self._tar.tarstream = tarfile.open(
-            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=1 << 20
-        )
+        self._tar.tarstream = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def write(self, key: str, files: dict[str, bytes]) -> None:
         """Append one sample. Keys must rise."""
@@ -65,7 +68,7 @@ class ShardWriter:
     def sha256(self) -> str:
         """Of the whole tar, once it is closed."""
         assert self._raw.closed, "the hash is known when the tar is closed"
-        return cast("str", self._file.sha256.hexdigest())
+        return self._file.sha256.hexdigest()
 
     @property
     def size(self) -> int:

@@ -1,0 +1,160 @@
+"""A recipe: the typed, frozen configuration of a whole experiment, from data to report."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ldznet.blocks import PAPER_BLOCKS
+from ldznet.config import Config
+from ldznet.miniature_ldm import MiniatureConfig
+from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
+from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
+from pipeline.datasets.opening import DataConfig
+from pipeline.scenes.config import ScenesConfig
+from pipeline.tracking_config import TrackingConfig
+from pipeline.training.config import TrainConfig
+
+
+class LdmConfig(Config):
+    """The frozen latent diffusion model."""
+
+    source: str  # a folder in Stable Diffusion's diffusers layout, or a hub id
+
+
+class SetConfig(PolicyConfig):
+    """A set of cached samples: a split of a data set, and how its samples become network inputs."""
+
+    split: str
+    data: DataConfig | None = None  # another data set than the recipe's own
+
+
+class CacheConfig(Config):
+    """Where shards go, how large they are, and who computes them."""
+
+    url: str  # s3://bucket/prefix, file:///folder or a path
+    shard_mebibytes: int = Field(default=256, ge=1)
+    max_failed_share: float = Field(default=0.02, ge=0, le=1)  # above it the job stops
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    attempts: int = Field(default=4, ge=1)  # for a shard whose worker dies
+
+
+class LoaderConfig(Config):
+    """How samples come from the cache."""
+
+    window: int = Field(default=8, ge=1)  # neighbours fetched by one ranged GET
+    concurrency: int = Field(default=8, ge=1)  # ranged GETs in flight a rank
+    batches_ahead: int = Field(default=4, ge=1)
+
+
+class NetworkOptions(Config):
+    """The network to train. Its UNet has the frozen LDM's sizes, and starts from the LDM's weights unless told."""
+
+    kind: Kind = "ldznet"
+    blocks: tuple[int, ...] = PAPER_BLOCKS  # fused blocks
+    fusion: Literal["cross_attention", "concat"] = "cross_attention"
+    positional: Literal["learned", "sinusoidal"] = "learned"
+    gradient_checkpointing: bool = False
+    init_from: Literal["ldm", "random"] = "ldm"
+
+    def config(self, unet: UNetConfig, *, latent_side: int) -> NetworkConfig:
+        """The whole configuration, given that of the LDM's UNet and the side of the latents to train on."""
+        chosen = self.model_dump(exclude={"init_from"})
+        return NetworkConfig(unet=unet, positional_latent_side=latent_side, **chosen)
+
+
+class EvaluateConfig(Config):
+    """What `ldznet evaluate` scores."""
+
+    sets: tuple[str, ...] = ()  # none: every set but the one that trains
+    models: tuple[str, ...] = ()  # model folders; none: the one that this recipe trained
+    batch_size: int = Field(default=16, ge=1)
+    examples: int = Field(default=12, ge=0)  # phrases kept as pictures, a set
+    bootstrap: int = Field(default=1000, ge=0)
+
+
+class Recipe(Config):
+    """Everything that an experiment is made of. Jobs read the parts that they need."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str = "runs/{name}"  # what a run leaves behind on this machine
+    storage: str | None = None  # URL where checkpoints and models go; none: the output folder
+    data: DataConfig
+    ldm: LdmConfig
+    scenes: ScenesConfig | None = None  # `ldznet scenes` generates them at data.root
+    miniature: MiniatureConfig | None = None  # `ldznet miniature` makes it at ldm.source: no weights, no hub
+    sets: dict[str, SetConfig] = Field(min_length=1)
+    features: FeaturesConfig = FeaturesConfig()
+    cache: CacheConfig
+    loader: LoaderConfig = LoaderConfig()
+    network: NetworkOptions = NetworkOptions()
+    train: TrainConfig = TrainConfig(epochs=15)
+    train_on: str = "train"  # the set that trains
+    validate_on: str | None = "val"  # the set that chooses the best weights and the threshold
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        named = {
+            "train_on": (self.train_on,),
+            "validate_on": (self.validate_on,),
+            "evaluate.sets": self.evaluate.sets,
+        }
+        for key, names in named.items():
+            unknown = [name for name in names if name is not None and name not in self.sets]
+            if unknown:
+                raise ValueError(
+                    f"{key} names {unknown[0]!r}, but sets has only {', '.join(sorted(self.sets))}"
+                )
+        missing = sorted(set(self.network.blocks) - set(self.features.blocks))
+        if self.network.kind == "ldznet" and missing:
+            raise ValueError(f"network.blocks fuses block {missing[0]}, which features.blocks does not cache")
+        if self.network.kind == "rgbnet" and not self.features.keep_images:
+            raise ValueError("network.kind=rgbnet trains on pixels: set features.keep_images=true")
+        return self
+
+    @property
+    def output_folder(self) -> str:
+        """`output` with the recipe's name filled in."""
+        return self.output.replace("{name}", self.name)
+
+    @property
+    def storage_url(self) -> str:
+        """Where checkpoints and models go."""
+        return self.storage.rstrip("/") if self.storage else f"{Path(self.output_folder).absolute()}/storage"
+
+    def set_named(self, name: str) -> SetConfig:
+        """A set of the recipe. `ValueError` names those there are."""
+        if name not in self.sets:
+            raise ValueError(f"the recipe has no set {name!r}, only {', '.join(sorted(self.sets))}")
+        return self.sets[name]
+
+    def data_of(self, set_name: str) -> DataConfig:
+        """The data set that a set is taken from."""
+        return self.set_named(set_name).data or self.data
+
+    def cache_spec(self, set_name: str, *, ldm_digest: str) -> CacheSpec:
+        """The numeric specification of a set's features."""
+        chosen = self.set_named(set_name)
+        policy = PolicyConfig(
+            view=chosen.view, timesteps=chosen.timesteps, prompts=chosen.prompts, draws=chosen.draws
+        )
+        return CacheSpec(ldm_digest=ldm_digest, features=self.features, policy=policy)
+
+    def request_digest(self, set_name: str) -> str:
+        """Names what this recipe asks of a cache, without touching data or weights: readers find the manifest by it."""
+        asked = {
+            "data": self.data_of(set_name).model_dump(mode="json"),
+            "set": self.set_named(set_name).model_dump(mode="json", exclude={"data"}),
+            "features": self.features.model_dump(mode="json"),
+            "ldm": self.ldm.model_dump(mode="json"),
+        }
+        return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:32]
+
+    def digest(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
