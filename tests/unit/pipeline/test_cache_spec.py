@@ -56,7 +56,9 @@ def test_every_field_changes_the_key(path: tuple[str, ...]) -> None:
 
 def test_key_ignores_order_and_repetition() -> None:
     one = CacheSpec(
-        ldm_digest="d", features=FeaturesConfig(blocks=(10, 6, 6)), policy=PolicyConfig(prompts=("b {}", "a {}"))
+        ldm_digest="d",
+        features=FeaturesConfig(blocks=(10, 6, 6)),
+        policy=PolicyConfig(prompts=("b {}", "a {}")),
     )
     two = CacheSpec.model_validate(
         {

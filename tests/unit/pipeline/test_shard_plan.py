@@ -13,7 +13,9 @@ from pipeline.datasets.sample import Sample
 
 
 def _sample(image: str, phrase: str, mask: str = "m.png") -> Sample:
-    return Sample(image_id=image, label_id=phrase, image=image, phrase=phrase, mask=FileMask(key=mask), split="train")
+    return Sample(
+        image_id=image, label_id=phrase, image=image, phrase=phrase, mask=FileMask(key=mask), split="train"
+    )
 
 
 def _members(images: int, phrases: int, draws: int = 1) -> list[Member]:

@@ -1,0 +1,1 @@
+"""What a person or a cluster runs: one thin entry file a job."""

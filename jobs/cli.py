@@ -1,0 +1,51 @@
+"""The command line, installed as `ldznet`. A command is a file of its own in `jobs/`, imported when it is asked for."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+COMMANDS = {
+    "demo": "the whole flow on this machine, from nothing, with pictures",
+    "scenes": "generate the scenes data set that a recipe describes",
+    "miniature": "make the miniature, untrained LDM that a recipe describes",
+    "precompute": "frozen features of a recipe's sets into shards on the object store",
+    "train": "train a network on cached features with Ray Train and DeepSpeed",
+    "evaluate": "score networks on cached sets: mIoU, IoU_FG, AP, with intervals",
+    "segment": "masks of phrases in a photo",
+}
+
+_DESCRIPTION = """\
+Text-based image segmentation on the inside of Stable Diffusion: frozen features are computed once into shards on
+object storage, and every experiment trains on those shards."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        command: int = importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
+        return command
+    _parser().parse_args(arguments or ["--help"])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="ldznet",
+        description=_DESCRIPTION,
+        epilog=f"commands:\n{commands}\n\n`ldznet COMMAND --help` tells more; recipes lie in jobs/recipes/.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ldznet {version('ldznet')}")
+    parser.add_argument(
+        "command", choices=tuple(COMMANDS), metavar="COMMAND", help="one of the commands below"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

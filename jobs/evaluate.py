@@ -1,0 +1,56 @@
+"""Score networks on cached sets: mIoU, IoU_FG, AP with 95 % intervals, as a table, JSON, a report and in MLflow."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.entry import recipe_job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.evaluation_run import Evaluation
+    from pipeline.recipe import Recipe
+    from pipeline.report_content import Command, Stage
+
+logger = logging.getLogger("jobs.evaluate")
+
+
+def evaluate(
+    recipe: "Recipe", *, stages: "Sequence[Stage]" = (), commands: "Sequence[Command]" = ()
+) -> "Evaluation":
+    """Score every model on every set, print the table, write `evaluation.json` and `report.html`.
+
+    `stages` and `commands` are told in the report: what ran before, and what to type next.
+    """
+    from pipeline.evaluation_run import evaluate_models, model_folders
+    from pipeline.experiment_report import write_experiment_report
+    from pipeline.tracking import Tracker
+    from pipeline.training_run import source_runs
+
+    folders = model_folders(recipe)
+    evaluation = evaluate_models(recipe, folders)
+    output = Path(recipe.output_folder)
+    evaluation.save(output / "evaluation.json")
+    with Tracker(recipe.tracking, folder=output) as tracker:
+        tracker.start(job="evaluate", recipe=recipe, sources=source_runs(folders))
+        for result in evaluation.results:
+            prefix = f"{result.model}/{result.set_name}"
+            tracker.log_metrics(
+                {f"{prefix}/{name}": value for name, value in result.scores.flat().items()}, step=0
+            )
+        report = write_experiment_report(
+            recipe, evaluation, output / "report.html", tracker=tracker, stages=stages, commands=commands
+        )
+        tracker.log_artifact(output / "evaluation.json")
+        tracker.log_artifact(report)
+    print(evaluation.table())  # noqa: T201 - the command's result
+    logger.info("report: %s", report)
+    return evaluation
+
+
+main = recipe_job("evaluate")(evaluate)
+
+if __name__ == "__main__":
+    sys.exit(main())

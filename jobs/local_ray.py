@@ -1,0 +1,40 @@
+"""Joins the running Ray cluster, or starts one on this machine for as long as the job lasts."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SETTINGS = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's relative paths mean the same to driver and ranks
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def ray_session(*, cpus: float | None = None) -> Iterator[None]:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start a local one.
+
+    A local one is bound to loopback, has no dashboard, and is gone at the end. At least `cpus` CPU slots are
+    offered, so that a small machine runs a recipe made for two workers.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"log_to_driver": True, "logging_level": logging.WARNING}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        slots = max(os.cpu_count() or 1, int(cpus or 1))
+        # "local" and not the default: a head that was killed leaves a stale address behind, which would be joined.
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,89 @@
+"""`ldznet segment IMAGE PHRASE…`: mask and overlay of each phrase in a photo."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.entry import exit_code_of
+from ldznet.errors import DataFault, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments and segment."""
+    parser = argparse.ArgumentParser(prog="ldznet segment", description="Masks of phrases in a photo.")
+    parser.add_argument("image", type=Path, help="a photo: JPEG, PNG, WebP, BMP or TIFF")
+    parser.add_argument(
+        "phrases", nargs="+", metavar="PHRASE", help="what to segment, such as 'the red apple'"
+    )
+    parser.add_argument(
+        "--model", required=True, help="a model folder, or models:/NAME@ALIAS from MLflow's registry"
+    )
+    parser.add_argument("--ldm", help="the frozen LDM, if it does not lie where it lay in training")
+    parser.add_argument(
+        "--tracking-uri", help="where models:/ references are looked up (default: MLFLOW_TRACKING_URI)"
+    )
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (default: here)")
+    parser.add_argument("--threshold", type=float, help="on the sigmoid, 0..1 (default: the model's own)")
+    arguments = parser.parse_args(argv)
+    return exit_code_of(lambda: segment(arguments))
+
+
+def segment(arguments: argparse.Namespace) -> None:
+    """Write `STEM-PHRASE-mask.png` and `-overlay.png` for each phrase; print area and time."""
+    from ldznet.images import decode_image
+    from ldznet.predictor import Predictor
+    from pipeline.pictures import overlay_mask
+    from pipeline.registered_model import resolve_model
+
+    if arguments.threshold is not None and not 0 < arguments.threshold < 1:
+        raise UserError(f"--threshold {arguments.threshold} lies outside (0, 1)")
+    try:
+        photo = decode_image(arguments.image.read_bytes())
+    except OSError as error:
+        raise UserError(f"the photo {arguments.image} cannot be read: {error.strerror or error}") from error
+    except DataFault as fault:
+        raise UserError(f"{arguments.image}: {fault}") from fault
+    if not all(phrase.strip() for phrase in arguments.phrases):
+        raise UserError("an empty phrase names nothing: say what to segment, such as 'the red apple'")
+    predictor = Predictor.from_pretrained(
+        resolve_model(arguments.model, tracking_uri=arguments.tracking_uri), ldm=arguments.ldm
+    )
+    started = time.perf_counter()
+    predictor.set_image(photo)
+    predictions = predictor.predict(arguments.phrases)
+    seconds = (time.perf_counter() - started) / len(predictions)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for prediction, name in zip(
+        predictions, _file_names(arguments.image.stem, arguments.phrases), strict=True
+    ):
+        threshold = arguments.threshold or predictor.config.threshold
+        mask = prediction.probability > threshold
+        _save_mask(arguments.out / f"{name}-mask.png", mask)
+        overlay_mask(photo, mask).save(arguments.out / f"{name}-overlay.png")
+        print(  # noqa: T201 - the command's result
+            f"{prediction.phrase}: {mask.mean():.1%} of the photo, {seconds:.2f} s a phrase "
+            f"-> {arguments.out / name}-mask.png, -overlay.png"
+        )
+
+
+def _file_names(stem: str, phrases: Sequence[str]) -> list[str]:
+    """One name a phrase, readable, and different also where phrases spell alike."""
+    names: list[str] = []
+    for phrase in phrases:
+        slug = re.sub(r"[^a-z0-9]+", "-", phrase.lower()).strip("-")[:48] or "phrase"
+        name = f"{stem}-{slug}"
+        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+    return names
+
+
+def _save_mask(path: Path, mask: object) -> None:
+    from PIL import Image
+
+    Image.fromarray(mask).save(path)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
