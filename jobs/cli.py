@@ -1,6 +1,7 @@
 """The command line, installed as `ldznet`. A command is a file of its own in `jobs/`, imported when it is asked for."""
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ COMMANDS = {
     "train": "train a network on cached features with Ray Train and DeepSpeed",
     "evaluate": "score networks on cached sets: mIoU, IoU_FG, AP, with intervals",
     "segment": "masks of phrases in a photo",
+    "import": "an LD-ZNet or Stable Diffusion checkpoint into a folder that the other commands take",
 }
+_FILES = {"import": "import_checkpoint"}  # where a command's name is not its file's
 
 _DESCRIPTION = """\
 Text-based image segmentation on the inside of Stable Diffusion: frozen features are computed once into shards on
@@ -25,10 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
-        command: int = importlib.import_module(f"jobs.{arguments[0]}").main(arguments[1:])
+        command: int = importlib.import_module(f"jobs.{_FILES.get(arguments[0], arguments[0])}").main(
+            arguments[1:]
+        )
         return command
+    if arguments and not arguments[0].startswith("-"):
+        print(f"ldznet: {_unknown(arguments[0])}", file=sys.stderr)  # noqa: T201 - the one line for the user
+        return 2
     _parser().parse_args(arguments or ["--help"])
     return 0
+
+
+def _unknown(word: str) -> str:
+    nearest = difflib.get_close_matches(word, COMMANDS, n=1)
+    mend = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(COMMANDS)}"
+    return f"there is no command {word!r}: {mend}"
 
 
 def _parser() -> argparse.ArgumentParser:

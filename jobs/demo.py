@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "overrides", nargs="*", metavar="a.b=c", help=f"overrides of {RECIPE.name}, such as train.epochs=2"
     )
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     return exit_code_of(lambda: demo(arguments.out, arguments.overrides))
 
 

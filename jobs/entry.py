@@ -69,5 +69,6 @@ def configure_logging() -> None:
     logging.basicConfig(
         format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING
     )
+    logging.getLogger().setLevel(logging.WARNING)  # Ray has set up its workers' root logger before us
     for room in ("ldznet", "pipeline", "jobs"):
         logging.getLogger(room).setLevel(level)

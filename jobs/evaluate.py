@@ -1,4 +1,4 @@
-"""Score networks on cached sets: mIoU, IoU_FG, AP with 95 % intervals, as a table, JSON, a report and in MLflow."""
+"""Score networks, CLIPSeg and others' masks on cached sets: a table with 95 % intervals, JSON, a report, MLflow."""
 
 import logging
 import sys
@@ -20,32 +20,36 @@ logger = logging.getLogger("jobs.evaluate")
 def evaluate(
     recipe: "Recipe", *, stages: "Sequence[Stage]" = (), commands: "Sequence[Command]" = ()
 ) -> "Evaluation":
-    """Score every model on every set, print the table, write `evaluation.json` and `report.html`.
+    """Score every system on every set, print the table, write `evaluation.json` and `report.html`.
 
+    `phrases-SET.jsonl` lists what was scored, for other systems to make masks of (pipeline/mask_folder.py).
     `stages` and `commands` are told in the report: what ran before, and what to type next.
     """
-    from pipeline.evaluation_run import evaluate_models, model_folders
+    from pipeline.evaluation_run import evaluate_models, systems_of
     from pipeline.experiment_report import write_experiment_report
     from pipeline.tracking import Tracker
     from pipeline.training_run import source_runs
 
-    folders = model_folders(recipe)
-    evaluation = evaluate_models(recipe, folders)
+    evaluation = evaluate_models(recipe, systems_of(recipe))
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")
+    evaluation.save_phrases(output)
+    table = evaluation.table()
     with Tracker(recipe.tracking, folder=output) as tracker:
-        tracker.start(job="evaluate", recipe=recipe, sources=source_runs(folders))
+        tracker.start(job="evaluate", recipe=recipe, sources=source_runs(evaluation.folders))
         for result in evaluation.results:
-            prefix = f"{result.model}/{result.set_name}"
+            at_original_size = "-original" if result.protocol == "original" else ""
+            prefix = f"{result.model}/{result.set_name}{at_original_size}"
             tracker.log_metrics(
-                {f"{prefix}/{name}": value for name, value in result.scores.flat().items()}, step=0
+                {f"{prefix}/{name}": value for name, value in result.figures().items()}, step=0
             )
         report = write_experiment_report(
             recipe, evaluation, output / "report.html", tracker=tracker, stages=stages, commands=commands
         )
+        tracker.log_text(table + "\n", "evaluation.txt")
         tracker.log_artifact(output / "evaluation.json")
         tracker.log_artifact(report)
-    print(evaluation.table())  # noqa: T201 - the command's result
+    print(table)  # noqa: T201 - the command's result
     logger.info("report: %s", report)
     return evaluation
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OBJECT_STORE_BYTES = 256 * 2**20  # shards go to object storage, never through Ray's memory
+
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's relative paths mean the same to driver and ranks
@@ -22,18 +24,30 @@ def ray_session(*, cpus: float | None = None) -> Iterator[None]:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        # Read when Ray is imported. Without it Ray binds all interfaces on Linux, whatever address it is given.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
         yield
         return
+    # It warns whenever tokens are on, which is how we want them.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     quiet = {"log_to_driver": True, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
         slots = max(os.cpu_count() or 1, int(cpus or 1))
         # "local" and not the default: a head that was killed leaves a stale address behind, which would be joined.
-        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+        ray.init(
+            address="local",
+            num_cpus=slots,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **quiet,
+        )
     try:
         yield
     finally:

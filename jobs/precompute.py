@@ -53,7 +53,9 @@ def _compute(recipe: "Recipe", plans: "Sequence[SetPlan]", store: "ObjectStore")
         for plan in plans
         for shard in missing_shards(plan, store=store)
     ]
-    with Tracker(recipe.tracking, folder=Path(recipe.output_folder)) as tracker:
+    with Tracker(
+        recipe.tracking.named(f"{recipe.name}-precompute"), folder=Path(recipe.output_folder)
+    ) as tracker:
         tracker.start(job="precompute", recipe=recipe)
         started = time.perf_counter()
         computed = _run(recipe, plans, tasks) if tasks else {}

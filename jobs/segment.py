@@ -6,9 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.entry import exit_code_of
 from ldznet.errors import DataFault, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (default: here)")
     parser.add_argument("--threshold", type=float, help="on the sigmoid, 0..1 (default: the model's own)")
+    parser.add_argument(
+        "--resize",
+        choices=("squash", "aspect"),
+        help="to the network's size: a square as in the tables, or the photo's aspect kept (default: the model's own)",
+    )
+    parser.add_argument(
+        "--timesteps",
+        type=_numbers,
+        metavar="T,T…",
+        help="noise levels 0..999 to average over, such as 300,400,500",
+    )
+    parser.add_argument("--seeds", type=_numbers, metavar="S,S…", help="seeds to average over, such as 0,1,2")
+    parser.add_argument(
+        "--probability",
+        action="store_true",
+        help="write the sigmoid too: STEM-PHRASE.npy, float32, the photo's size",
+    )
     arguments = parser.parse_args(argv)
     return exit_code_of(lambda: segment(arguments))
 
@@ -52,21 +74,36 @@ def segment(arguments: argparse.Namespace) -> None:
         resolve_model(arguments.model, tracking_uri=arguments.tracking_uri), ldm=arguments.ldm
     )
     started = time.perf_counter()
-    predictor.set_image(photo)
-    predictions = predictor.predict(arguments.phrases)
+    predictor.set_image(photo, resize=arguments.resize)
+    predictions = predictor.predict(
+        arguments.phrases,
+        timesteps=arguments.timesteps,
+        seeds=arguments.seeds,
+        threshold=arguments.threshold,
+    )
     seconds = (time.perf_counter() - started) / len(predictions)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for prediction, name in zip(
-        predictions, _file_names(arguments.image.stem, arguments.phrases), strict=True
-    ):
-        threshold = arguments.threshold or predictor.config.threshold
-        mask = prediction.probability > threshold
-        _save_mask(arguments.out / f"{name}-mask.png", mask)
-        overlay_mask(photo, mask).save(arguments.out / f"{name}-overlay.png")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {arguments.out} cannot be made: {error.strerror or error}") from error
+    names = _file_names(arguments.image.stem, arguments.phrases)
+    for prediction, name in zip(predictions, names, strict=True):
+        _save_mask(arguments.out / f"{name}-mask.png", prediction.mask)
+        overlay_mask(photo, prediction.mask).save(arguments.out / f"{name}-overlay.png")
+        if arguments.probability:
+            _save_probability(arguments.out / f"{name}.npy", prediction.probability)
         print(  # noqa: T201 - the command's result
-            f"{prediction.phrase}: {mask.mean():.1%} of the photo, {seconds:.2f} s a phrase "
-            f"-> {arguments.out / name}-mask.png, -overlay.png"
+            f"{prediction.phrase}: {prediction.area:.1%} of the photo, {seconds:.2f} s a phrase "
+            f"-> {arguments.out / name}-mask.png, -overlay.png{', .npy' if arguments.probability else ''}"
         )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`300,400` -> (300, 400)."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers from 0 on, such as 300,400")
+    return tuple(int(part) for part in parts)
 
 
 def _file_names(stem: str, phrases: Sequence[str]) -> list[str]:
@@ -74,15 +111,23 @@ def _file_names(stem: str, phrases: Sequence[str]) -> list[str]:
     names: list[str] = []
     for phrase in phrases:
         slug = re.sub(r"[^a-z0-9]+", "-", phrase.lower()).strip("-")[:48] or "phrase"
-        name = f"{stem}-{slug}"
-        names.append(name if name not in names else f"{name}-{len(names) + 1}")
+        name, number = f"{stem}-{slug}", 2
+        while name in names:
+            name, number = f"{stem}-{slug}-{number}", number + 1
+        names.append(name)
     return names
 
 
-def _save_mask(path: Path, mask: object) -> None:
+def _save_mask(path: Path, mask: "NDArray[np.bool_]") -> None:
     from PIL import Image
 
-    Image.fromarray(mask).save(path)  # type: ignore[arg-type]
+    Image.fromarray(mask).save(path)
+
+
+def _save_probability(path: Path, probability: "NDArray[np.float32]") -> None:
+    import numpy as np
+
+    np.save(path, probability, allow_pickle=False)
 
 
 if __name__ == "__main__":

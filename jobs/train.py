@@ -16,7 +16,7 @@ logger = logging.getLogger("jobs.train")
 
 def train(recipe: "Recipe") -> Path:
     """Train, keep the best model in the output folder, register it. Returns the model's folder."""
-    from jobs.train_ranks import run_ranks
+    from jobs.train_ranks import cluster_gpus, run_ranks
     from pipeline.model_folder import download_model
     from pipeline.training_run import TrainingRun
 
@@ -24,18 +24,19 @@ def train(recipe: "Recipe") -> Path:
     run.check()
     cpus = recipe.train.workers * recipe.train.threads + 1
     with run.recorded() as record, ray_session(cpus=cpus):
+        fitted = recipe.model_copy(update={"train": recipe.train.fitted_to_gpus(cluster_gpus())})
         run_ranks(
             _rank,
             config={
-                "recipe": recipe.model_dump(mode="json"),
+                "recipe": fitted.model_dump(mode="json"),
                 "model_url": run.model_url,
                 "run_id": record.run_id,
             },
-            train_config=recipe.train,
+            train_config=fitted.train,
             storage=run.storage,
             name=run.name,
         )
-        folder = Path(recipe.output_folder) / "models" / recipe.network.kind
+        folder = Path(recipe.output_folder) / "models" / recipe.network.label
         facts = download_model(run.model_url, folder)
         version = record.register(folder)
     chosen = ", ".join(f"{name} {value:.3f}" for name, value in facts.items() if name != "step")

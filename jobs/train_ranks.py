@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ def run_ranks(
         WorkerGroupError,
     )
 
-    use_gpu = _cluster_has_gpus()
+    use_gpu = _use_gpus(train_config)
     filesystem, path = storage_filesystem(storage)
     lasting = _cluster_outlives_us()
     for key, value in _ray_train_settings(lasting=lasting).items():
@@ -95,13 +97,27 @@ def run_ranks(
         ),
     )
     try:
-        result = trainer.fit()
+        with _ctrl_c_interrupts():
+            result = trainer.fit()
     except ControllerError as error:
         raise _controller_failure(error.controller_failure, train_config) from error
     except WorkerGroupError as error:
         raise _worker_failure(error.worker_failures, train_config) from _first_cause(error.worker_failures)
     checkpoint = result.checkpoint.path if result.checkpoint is not None else None
     return RanksResult(value=result.return_value, checkpoint=checkpoint, metrics=result.metrics or {})
+
+
+@contextmanager
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Ray Train answers Ctrl-C by leaving the process, and keeps its handler: make it an interrupt, and ours again."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as leaving:
+        raise KeyboardInterrupt from leaving
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 class RayCheckpoints:
@@ -185,10 +201,22 @@ def _start_rank(config: dict[str, Any]) -> Any:
     return config["worker"](config["config"])
 
 
-def _cluster_has_gpus() -> bool:
+def cluster_gpus() -> int:
+    """GPUs of the Ray that this process has joined; `TrainConfig.fitted_to_gpus` takes the number."""
     import ray
 
-    return float(ray.cluster_resources().get("GPU", 0)) > 0
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _use_gpus(config: TrainConfig) -> bool:
+    gpus = cluster_gpus()
+    if 0 < gpus < config.workers:
+        fitting = config.fitted_to_gpus(gpus).workers
+        raise UserError(
+            f"train.workers={config.workers} ranks, but the cluster has {gpus} GPU{'' if gpus == 1 else 's'}: "
+            f"set train.workers={fitting} (the batch stays {config.batch_size})"
+        )
+    return gpus > 0
 
 
 def _cluster_outlives_us() -> bool:

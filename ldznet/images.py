@@ -55,7 +55,19 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with _damage_told():
         image = _open(data, max_pixels)
         image.load()
-        return _rgb(_upright(image))
+        return _finished(image)
+
+
+def normalise_image(image: Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image that somebody else opened, as `decode_image` gives it: upright, in RGB.
+
+    Raises:
+        DataFault: its file is damaged, or it is too large.
+    """
+    with _damage_told():
+        _check_size(image, max_pixels)
+        image.load()
+        return _finished(image)
 
 
 def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
@@ -119,10 +131,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise DataFault("the image file is empty")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image, max_pixels)
+    return image
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise DataFault(f"the image has {width} x {height} pixels, more than the {max_pixels} allowed")
-    return image
+
+
+def _finished(image: Image.Image) -> Image.Image:
+    """Upright and in RGB, without the tags that tell to turn it: who gets it shall not turn it again."""
+    result = _rgb(_upright(image))
+    result.info = {}
+    return result
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,17 +10,21 @@ from ldznet.errors import UserError
 from ldznet.prompts import DEFAULT_TEMPLATE
 
 FILE_NAME = "prediction.json"
+# `squash`: the square of the tables' protocol. `aspect`: as in the authors' demo, the photo's aspect kept.
+Resize = Literal["squash", "aspect"]
 
 
 class PredictionConfig(Config):
     """Everything besides weights that a prediction depends on. All of it fixed, so predictions repeat."""
 
-    ldm_source: str  # folder or hub id of the frozen LDM that the network was trained on
-    ldm_digest: str  # of its weights and configuration: another LDM is refused
+    # Folder or hub id of the frozen LDM that the network was trained on, and the digest of its weights and
+    # configuration: another LDM is refused. None where an import was not told which it was.
+    ldm_source: str | None
+    ldm_digest: str | None
     size: int = Field(
         default=384, ge=64, multiple_of=64
     )  # px: the network's input has this side, or this area
-    resize: Literal["squash", "aspect"] = "squash"
+    resize: Resize = "squash"
     timestep: int = Field(default=400, ge=0, lt=1000)
     template: str = DEFAULT_TEMPLATE
     seed: int = 0

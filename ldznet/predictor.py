@@ -1,11 +1,12 @@
 """Masks of phrases in a photo: `set_image` once, then any number of phrases.
 
 Deterministic: the timestep is fixed and all noise is seeded, where the authors' released inference draws prompt,
-timestep, noise and z at random.
+timestep, noise and z at random. On request, several timesteps or seeds are averaged.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Self
 
@@ -18,13 +19,13 @@ from torch import Tensor
 
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
-from ldznet.images import to_tensor
+from ldznet.images import decode_image, normalise_image, to_tensor
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from ldznet.modeling import SegmentationNetwork, network_from_pretrained
-from ldznet.prediction_config import PredictionConfig
+from ldznet.prediction_config import PredictionConfig, Resize
 from ldznet.prompts import fill
 
-MAX_PHRASES_AT_ONCE = 8
+PASSES_AT_ONCE = 8  # through the networks, as one batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +49,9 @@ class Predictor:
         self._network = network.eval().to(ldm.device)
         self._ldm = ldm
         self._config = config
-        self._pixels: Tensor | None = None
-        self._latents: Tensor | None = None
-        self._photo_size = (0, 0)
+        self._pixels: Tensor | None = None  # 1,3,H,W
+        self._latents: dict[int, Tensor] = {}  # seed -> 1,4,h,w of the photo
+        self._photo_size = (0, 0)  # height, width
 
     @classmethod
     def from_pretrained(
@@ -59,7 +60,7 @@ class Predictor:
         """Load a model folder and its frozen LDM.
 
         Args:
-            folder: a folder that training wrote.
+            folder: a folder that training or `ldznet import` wrote.
             ldm: where the frozen LDM lies, if not where it lay in training.
             device: a GPU where there is one, unless told.
 
@@ -68,8 +69,11 @@ class Predictor:
         """
         config = PredictionConfig.load(Path(folder))
         network = network_from_pretrained(folder)
-        ldm_folder = resolve_ldm(ldm or config.ldm_source)
-        if ldm_digest(ldm_folder) != config.ldm_digest:
+        source = ldm or config.ldm_source
+        if source is None:
+            raise UserError(f"{folder} does not say which frozen LDM it was trained on: name it with --ldm")
+        ldm_folder = resolve_ldm(source)
+        if config.ldm_digest is not None and ldm_digest(ldm_folder) != config.ldm_digest:
             raise UserError(f"{ldm_folder} is another LDM than the one that {folder} was trained on")
         frozen = FrozenLDM.from_pretrained(
             ldm_folder,
@@ -85,60 +89,115 @@ class Predictor:
         return self._config
 
     @torch.inference_mode()
-    def set_image(self, image: Image.Image) -> None:
-        """Take an upright RGB photo (see `ldznet.images.decode_image`) and encode it once."""
-        width, height = network_size(image.width, image.height, config=self._config)
-        filter_ = Image.Resampling.LANCZOS if self._config.resize == "aspect" else Image.Resampling.BILINEAR
-        pixels = to_tensor(image.resize((width, height), filter_)).unsqueeze(0)  # 1,3,H,W
-        stride = self._ldm.latent_stride
-        noise = self._noise((1, self._ldm.latent_channels, height // stride, width // stride), offset=0)
-        self._latents = self._ldm.encode_images(pixels, noise=noise)
-        self._pixels = pixels.to(self._ldm.device)
-        self._photo_size = (image.height, image.width)
+    def set_image(self, image: Image.Image | bytes | str | Path, *, resize: Resize | None = None) -> None:
+        """Take a photo and encode it once.
 
-    @torch.inference_mode()
-    def predict(self, phrases: Sequence[str]) -> list[Prediction]:
-        """One prediction a phrase, in order.
+        Args:
+            image: a file, its bytes, or a Pillow image; of any kind that `ldznet.images.decode_image` takes.
+            resize: `squash` or `aspect`, if not as the model's configuration says.
 
         Raises:
-            UserError: no image was set, or a phrase is empty.
+            UserError: there is no such file.
+            DataFault: it is no image, is damaged, or is too large.
         """
-        if self._latents is None or self._pixels is None:
+        photo = _photo(image)
+        width, height = network_size(
+            photo.width, photo.height, size=self._config.size, resize=resize or self._config.resize
+        )
+        squashed = (resize or self._config.resize) == "squash"
+        filter_ = Image.Resampling.BILINEAR if squashed else Image.Resampling.LANCZOS
+        pixels = to_tensor(photo.resize((width, height), filter_)).unsqueeze(0)  # 3,H,W -> 1,3,H,W
+        self._pixels, self._latents = pixels.to(self._ldm.device), {}
+        self._photo_size = (photo.height, photo.width)
+        self._encoded(self._config.seed)
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        phrases: Sequence[str],
+        *,
+        timesteps: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        threshold: float | None = None,
+    ) -> list[Prediction]:
+        """One prediction a phrase, in order. Equal arguments give equal predictions.
+
+        Args:
+            phrases: any number.
+            timesteps: at which the LDM looks at the noised photo; the configuration's one unless told. Logits of
+                all timesteps and seeds are averaged.
+            seeds: of the noise, and of the latents' draw; the configuration's one unless told.
+            threshold: of the masks, on the sigmoid; the configuration's unless told.
+
+        Raises:
+            UserError: no image was set, a phrase is empty, or a number lies outside its range.
+        """
+        if self._pixels is None:
             raise UserError("set_image(photo) comes before predict(phrases)")
-        for phrase in phrases:
-            if not phrase.strip():
-                raise UserError("an empty phrase names nothing: say what to segment, such as 'the red apple'")
-        predictions: list[Prediction] = []
-        for start in range(0, len(phrases), MAX_PHRASES_AT_ONCE):
-            part = phrases[start : start + MAX_PHRASES_AT_ONCE]
-            for phrase, logits in zip(part, self._logits(part), strict=True):
-                probability = self._at_photo_size(logits)
-                mask = probability > self._config.threshold
-                predictions.append(Prediction(phrase=phrase, mask=mask, probability=probability))
+        if any(not phrase.strip() for phrase in phrases):
+            raise UserError("an empty phrase names nothing: say what to segment, such as 'the red apple'")
+        cut = self._config.threshold if threshold is None else threshold
+        if not 0 < cut < 1:
+            raise UserError(f"threshold {cut:g} lies outside (0, 1)")
+        draws = list(product(timesteps or (self._config.timestep,), seeds or (self._config.seed,)))
+        if not self._network.blocks:  # no noised photo is looked at, so timesteps make no difference
+            draws = [(self._config.timestep, seed) for seed in seeds or (self._config.seed,)]
+        predictions = []
+        for phrase, logits in zip(phrases, self._averaged_logits(phrases, draws), strict=True):
+            probability = self._at_photo_size(logits)
+            predictions.append(Prediction(phrase=phrase, mask=probability > cut, probability=probability))
         return predictions
 
-    def _logits(self, phrases: Sequence[str]) -> Tensor:
-        assert self._latents is not None and self._pixels is not None
-        count = len(phrases)
-        latents = self._latents.expand(count, -1, -1, -1)  # 1,4,h,w -> B,4,h,w
-        context = self._ldm.encode_prompts(
-            [fill(self._config.template, phrase.strip()) for phrase in phrases]
-        )
+    def _averaged_logits(self, phrases: Sequence[str], draws: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """The mean over draws (timestep, seed) of each phrase's logits, `1,H,W`; passes go in batches."""
+        contexts: list[Tensor] = []  # 77,D a phrase
+        for start in range(0, len(phrases), PASSES_AT_ONCE):
+            part = phrases[start : start + PASSES_AT_ONCE]
+            prompts = [fill(self._config.template, phrase.strip()) for phrase in part]
+            contexts.extend(self._ldm.encode_prompts(prompts))
+        passes = list(product(range(len(phrases)), draws))
+        sums: dict[int, Tensor] = {}
+        for start in range(0, len(passes), PASSES_AT_ONCE):
+            part_passes = passes[start : start + PASSES_AT_ONCE]
+            context = torch.stack([contexts[phrase] for phrase, _ in part_passes])  # B,77,D
+            for (phrase, _), one in zip(
+                part_passes, self._logits(context, [draw for _, draw in part_passes]), strict=True
+            ):
+                sums[phrase] = sums[phrase] + one if phrase in sums else one
+        return [sums[phrase] / len(draws) for phrase in range(len(phrases))]
+
+    def _logits(self, context: Tensor, draws: Sequence[tuple[int, int]]) -> Tensor:
+        """One pass a row: `B,77,D` and B draws -> `B,1,H,W`."""
+        assert self._pixels is not None
+        latents = torch.cat([self._encoded(seed) for _, seed in draws])  # B,4,h,w
         features: dict[int, Tensor] = {}
         if self._network.blocks:
-            timesteps = torch.full((count,), self._config.timestep, device=latents.device)
-            noise = self._noise((1, *latents.shape[1:]), offset=1).expand_as(latents)
+            timesteps = torch.tensor([timestep for timestep, _ in draws], device=latents.device)
+            noise = torch.cat([self._noise(seed, (1, *latents.shape[1:]), offset=1) for _, seed in draws])
             noisy = self._ldm.add_noise(latents, noise, timesteps)
             features = self._ldm.block_features(noisy, timesteps, context, blocks=self._network.blocks)
         return self._network(
             latents=latents,
             context=context.float(),
             features={block: tensor.float() for block, tensor in features.items()},
-            images=self._pixels.expand(count, -1, -1, -1),
+            images=self._pixels.expand(len(draws), -1, -1, -1),
         )
 
-    def _noise(self, shape: tuple[int, ...], *, offset: int) -> Tensor:
-        generator = torch.Generator("cpu").manual_seed(2 * self._config.seed + offset)
+    def _encoded(self, seed: int) -> Tensor:
+        """The photo's latents, `1,4,h,w`, drawn with a seed: once a photo."""
+        assert self._pixels is not None
+        if seed not in self._latents:
+            height, width = self._pixels.shape[-2:]
+            stride = self._ldm.latent_stride
+            noise = self._noise(
+                seed, (1, self._ldm.latent_channels, height // stride, width // stride), offset=0
+            )
+            self._latents[seed] = self._ldm.encode_images(self._pixels, noise=noise)
+        return self._latents[seed]
+
+    @staticmethod
+    def _noise(seed: int, shape: tuple[int, ...], *, offset: int) -> Tensor:
+        generator = torch.Generator("cpu").manual_seed(2 * seed + offset)
         return torch.randn(shape, generator=generator)
 
     def _at_photo_size(self, logits: Tensor) -> NDArray[np.float32]:
@@ -149,15 +208,26 @@ class Predictor:
         return probability
 
 
-def network_size(width: int, height: int, *, config: PredictionConfig) -> tuple[int, int]:
+def network_size(width: int, height: int, *, size: int, resize: Resize) -> tuple[int, int]:
     """Width and height in px at which the network sees a photo.
 
     `squash`: the square of the tables' protocol. `aspect`: the authors' demo, an area of `size`^2 with the aspect
     kept and both sides floored to multiples of 64.
     """
-    if config.resize == "squash":
-        return config.size, config.size
-    scale = config.size / (width * height) ** 0.5
+    if resize == "squash":
+        return size, size
+    scale = size / (width * height) ** 0.5
     floored = (int(side * scale) // 64 * 64 for side in (width, height))
     new_width, new_height = (max(64, side) for side in floored)
     return new_width, new_height
+
+
+def _photo(image: Image.Image | bytes | str | Path) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return normalise_image(image)
+    if isinstance(image, bytes):
+        return decode_image(image)
+    try:
+        return decode_image(Path(image).read_bytes())
+    except OSError as error:
+        raise UserError(f"the photo {image} cannot be read: {error.strerror or error}") from error

@@ -1,7 +1,9 @@
-"""Evaluation: a network's scores on a cached set, each sample counted once."""
+"""Evaluation: predictions scored on a cached set, each sample counted once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,9 +13,14 @@ from torch import Tensor, nn
 from ldznet.scores import SegmentationScores
 from pipeline.batch import Batch
 from pipeline.loader import CacheLoader
+from pipeline.original_samples import OriginalSamples
+from pipeline.probability_maps import LogitMaps, ProbabilityMaps
 from pipeline.sample_order import Position
 
 Predict = Callable[[Batch], Tensor]  # batch -> logits B,1,H,W
+PredictMaps = Callable[[Batch], ProbabilityMaps]
+# `clipseg`: photo and mask squashed to the network's size. `original`: at the photo's own size.
+Protocol = Literal["clipseg", "original"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,27 +34,88 @@ class Example:
     probability: NDArray[np.float32]  # H,W
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredPhrase:
+    """A phrase that was scored, by its names in the cache and in the data set."""
+
+    key: str
+    label_id: str
+    image_id: str
+    phrase: str
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoredSet:
+    """What scoring one set gave."""
+
+    scores: dict[Protocol, SegmentationScores]
+    examples: list[Example] = field(default_factory=list)
+    phrases: list[ScoredPhrase] = field(default_factory=list)  # in the order scored
+    seconds: float = 0.0  # of predicting alone
+
+
 def score_set(
     predict: Predict, *, loader: CacheLoader, examples: int = 0
 ) -> tuple[SegmentationScores, list[Example]]:
-    """Score every sample of a loader's share once; keep the first `examples` as pictures.
+    """Score a network on every sample of a loader's share once; keep the first `examples` as pictures.
 
     Run on several ranks, each scores its share; `SegmentationScores.merge` makes one of them.
     """
-    scores = SegmentationScores()
-    kept: list[Example] = []
+    scored = score_protocols(
+        lambda batch: LogitMaps(predict(batch)), loader=loader, protocols=("clipseg",), examples=examples
+    )
+    return scored.scores["clipseg"], scored.examples
+
+
+def score_protocols(
+    predict: PredictMaps,
+    *,
+    loader: CacheLoader,
+    protocols: Sequence[Protocol],
+    originals: OriginalSamples | None = None,
+    examples: int = 0,
+) -> ScoredSet:
+    """Score every sample of a loader's share once, under several protocols at a time.
+
+    Args:
+        predict: what is scored.
+        loader: of the set.
+        protocols: how truth and prediction are compared.
+        originals: the set's photos and masks at their own size; for the protocol `original`.
+        examples: how many of the first samples to keep as pictures.
+
+    Raises:
+        UserError: the data set is needed, and is away or has changed.
+    """
+    scored = ScoredSet(scores={protocol: SegmentationScores() for protocol in protocols})
     for batch in loader.epoch(Position()):
-        logits = predict(batch).float().cpu()
-        counted = batch.weight > 0
-        images = [
-            str(facts["image_digest"])
-            for facts, counts in zip(batch.facts, counted.tolist(), strict=True)
-            if counts
-        ]
-        scores.update(logits[counted], batch.masks[counted], image_ids=images)
-        if len(kept) < examples:
-            kept.extend(_examples(batch, logits))
-    return scores, kept[:examples]
+        started = time.perf_counter()
+        maps = predict(batch)
+        scored.seconds += time.perf_counter() - started
+        for row in np.flatnonzero(batch.weight.numpy() > 0).tolist():
+            facts = batch.facts[row]
+            cached = batch.masks[row, 0].numpy() > 0  # S,S
+            scored.phrases.append(
+                ScoredPhrase(
+                    key=batch.keys[row],
+                    label_id=str(facts["label_id"]),
+                    image_id=str(facts["image_id"]),
+                    phrase=str(facts["phrase"]),
+                )
+            )
+            image = str(facts["image_digest"])
+            for protocol, scores in scored.scores.items():
+                truth = cached
+                if protocol == "original":
+                    assert originals is not None, "the protocol needs the original samples"
+                    truth = originals.mask(facts, cached)
+                probabilities = maps.at(row, height=truth.shape[0], width=truth.shape[1])
+                scores.update_probabilities(
+                    probabilities, torch.from_numpy(truth)[None, None], image_ids=[image]
+                )
+            if len(scored.examples) < examples:
+                scored.examples.append(_example(batch, row, maps))
+    return scored
 
 
 def network_predictor(network: nn.Module, *, device: torch.device) -> Predict:
@@ -69,22 +137,17 @@ def run_network(network: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _examples(batch: Batch, logits: Tensor) -> list[Example]:
-    probabilities = torch.sigmoid(logits)[:, 0].numpy()  # B,1,H,W -> B,H,W
-    truths = batch.masks[:, 0].numpy() > 0
-    images = None
+def _example(batch: Batch, row: int, maps: ProbabilityMaps) -> Example:
+    truth = batch.masks[row, 0].numpy() > 0
+    image = None
     if batch.images is not None:
-        images = (
-            ((batch.images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-        )  # B,H,W,3
-    return [
-        Example(
-            key=batch.keys[row],
-            phrase=str(batch.facts[row]["phrase"]),
-            image=None if images is None else images[row],
-            truth=truths[row],
-            probability=probabilities[row],
-        )
-        for row in range(len(batch.keys))
-        if batch.weight[row] > 0
-    ]
+        shades = ((batch.images[row] + 1) * 127.5).round().clamp(0, 255).byte()
+        image = shades.permute(1, 2, 0).numpy()  # 3,H,W -> H,W,3
+    probability = maps.at(row, height=truth.shape[0], width=truth.shape[1])[0, 0]
+    return Example(
+        key=batch.keys[row],
+        phrase=str(batch.facts[row]["phrase"]),
+        image=image,
+        truth=truth,
+        probability=probability.float().numpy(),
+    )

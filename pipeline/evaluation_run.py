@@ -1,40 +1,62 @@
-"""An evaluation as a whole: every model on every set, thresholds chosen on the validation set, one table."""
+"""An evaluation as a whole: every system on every set, thresholds chosen on the validation set."""
 
 import json
 import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from ldznet.config import Config
 from ldznet.errors import UserError
-from ldznet.modeling import SegmentationNetwork, network_from_pretrained
-from ldznet.prediction_config import PredictionConfig
 from ldznet.score_results import Scores
 from pipeline.cache.manifest import Manifest
-from pipeline.evaluation import Example, network_predictor, score_set
+from pipeline.evaluation import Example, Protocol, ScoredPhrase, ScoredSet, score_protocols
+from pipeline.evaluation_table import results_table
+from pipeline.mask_folder import file_stem
 from pipeline.object_store.opening import open_store
-from pipeline.recipe import Recipe
+from pipeline.original_samples import OriginalSamples
+from pipeline.paper_rows import PaperRow, paper_rows
+from pipeline.recipe import Recipe, SystemConfig
+from pipeline.scored_system import LocatedSystem, ScoredSystem, locate_system, open_system
+from pipeline.tracking_config import store_uri
 from pipeline.train_rank import make_loader, required_manifest
 
 logger = logging.getLogger(__name__)
 
+_USUAL_THRESHOLD = 0.5  # of a sigmoid
+
 
 class Result(Config):
-    """One model's scores on one set."""
+    """One system's scores on one set under one protocol."""
 
-    model: str  # name of the model's folder
-    kind: str
-    parameters: int
+    model: str
+    kind: str  # ldznet, ldznet (concat), znet, rgbnet, clipseg, masks
+    parameters: int | None
     set_name: str
     data_set: str
     split: str
+    protocol: Protocol
     manifest_id: str
     scores: Scores
-    seconds_per_sample: float  # network alone, from cached features, on this machine
+    seconds_per_sample: float  # of predicting: from cached features; CLIPSeg from pixels; masks are only read
+    standard_at_val: bool = False  # mean IoU, overall IoU and Pr@ are at the threshold chosen on val
+    plain_masks: bool = False  # then every threshold is alike, and AP, of one point, says nothing
+
+    def figures(self) -> dict[str, float]:
+        """Every figure that says something under one name, for a tracker."""
+        figures = self.scores.flat()
+        if self.standard_at_val:  # one name for all systems, whatever their thresholds
+            place, threshold = f"_at_{self.scores.standard.threshold:g}", self.scores.standard.threshold
+            figures = {
+                name.replace(place, "_at_val") if name.startswith("standard_") else name: value
+                for name, value in figures.items()
+            }
+            figures["standard_threshold"] = threshold
+        if self.plain_masks:
+            figures = {name: value for name, value in figures.items() if not name.startswith("ap")}
+        return figures
 
 
 @dataclass(kw_only=True)
@@ -44,115 +66,174 @@ class Evaluation:
     results: list[Result] = field(default_factory=list)
     examples: dict[tuple[str, str], list[Example]] = field(default_factory=dict)  # (model, set) -> examples
     thresholds: dict[str, float] = field(default_factory=dict)  # model -> chosen on val
+    folders: list[Path] = field(default_factory=list)  # of our networks
+    phrases: dict[str, list[ScoredPhrase]] = field(default_factory=dict)  # set -> what was scored
+
+    @property
+    def published(self) -> list[PaperRow]:
+        """The paper's own figures for the sets that are the paper's."""
+        rows: dict[PaperRow, None] = {}
+        for one in self.results:
+            if one.protocol == "clipseg":
+                rows |= dict.fromkeys(
+                    paper_rows(one.set_name, one.data_set, one.split, phrases=one.scores.phrases)
+                )
+        return list(rows)
 
     def save(self, path: Path) -> None:
-        """Write the results as JSON."""
+        """Write everything as JSON: `results` of ours, and `published` rows of the paper (in percent)."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [result.model_dump(mode="json") for result in self.results]
-        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        content = {
+            "results": [result.model_dump(mode="json") for result in self.results],
+            "published": [row.to_json() for row in self.published],
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def save_phrases(self, folder: Path) -> None:
+        """Write `phrases-SET.jsonl`: what another system has to segment, and the file that its mask is to be in."""
+        for set_name, phrases in self.phrases.items():
+            lines = [
+                json.dumps({"mask": f"{set_name}/{file_stem(one.label_id)}.png", **asdict(one)}) + "\n"
+                for one in phrases
+            ]
+            (folder / f"phrases-{set_name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     def table(self) -> str:
-        """The results as a table for a terminal. Scores in percent, with 95 % intervals over images."""
-        head = ("model", "set", "phrases", "mIoU @val", "IoU_FG @val", "AP", "mIoU best")
-        rows: list[tuple[str, ...]] = [head]
-        for result in self.results:
-            scores = result.scores
-            shown = (scores.miou.at_val, scores.iou_fg.at_val, scores.ap, scores.miou.best)
-            figures = ("-" if score is None else str(score) for score in shown)
-            rows.append((result.model, result.set_name, str(scores.phrases), *figures))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        )
+        """The results as a table for a terminal, with the paper's figures where they compare."""
+        return results_table(self.results, self.published)
 
 
-def evaluate_models(recipe: Recipe, folders: Sequence[Path]) -> Evaluation:
-    """Score models on the recipe's evaluation sets.
+def evaluate_models(recipe: Recipe, systems: Sequence[SystemConfig]) -> Evaluation:
+    """Score systems on the recipe's evaluation sets.
 
     Raises:
-        UserError: no model, a folder that is not ours, a model trained on another LDM, or features missing.
+        UserError: nothing to score, something that cannot be, a network trained on another LDM, features missing.
     """
-    if not folders:
+    if not systems:
         raise UserError(
             f"nothing to evaluate: {recipe.output_folder}/models is empty, and evaluate.models names none"
         )
-    names = [folder.name for folder in folders]
+    tracking_uri = store_uri(recipe.tracking, Path(recipe.output_folder))
+    located = [locate_system(system, tracking_uri=tracking_uri) for system in systems]
+    names = [one.name for one in located]
     if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
         raise UserError(
-            f"evaluate.models: two folders are called {max(names, key=names.count)!r}: rename one"
+            f"evaluate.models: two are called {twice!r}: give one a name, {{source: FOLDER, name: NAME}}"
         )
     store = open_store(recipe.cache.url)
     sets = recipe.evaluate.sets or tuple(name for name in recipe.sets if name != recipe.train_on)
     manifests = {name: required_manifest(store, recipe, name) for name in sets}
-    evaluation = Evaluation()
-    for folder in folders:
-        network = network_from_pretrained(folder)
-        _check_ldm(folder, next(iter(manifests.values())))
-        val_threshold = _threshold_from_val(recipe, network)
-        if val_threshold is not None:
-            evaluation.thresholds[folder.name] = val_threshold
-        for name, manifest in manifests.items():
-            result, examples = _score(recipe, network, folder, name, manifest, val_threshold=val_threshold)
-            evaluation.results.append(result)
-            evaluation.examples[folder.name, name] = examples
-            logger.info(
-                "%s on %s: mIoU %s, AP %s", folder.name, name, result.scores.miou.at_val, result.scores.ap
-            )
+    evaluation = Evaluation(folders=[one.folder for one in located if one.family == "network"])
+    scoring = _Scoring(recipe)
+    for name in sets:
+        scoring.check(name, manifests[name])
+    for one in located:
+        scoring.score(one, manifests, evaluation)
     return evaluation
 
 
-def model_folders(recipe: Recipe) -> list[Path]:
-    """The model folders to evaluate: those named, else those that the recipe's trainings left."""
+def systems_of(recipe: Recipe) -> tuple[SystemConfig, ...]:
+    """What to evaluate: the systems named, else the networks that the recipe's trainings left."""
     if recipe.evaluate.models:
-        return [Path(folder) for folder in recipe.evaluate.models]
-    return sorted(path.parent for path in (Path(recipe.output_folder) / "models").glob("*/config.json"))
+        return recipe.evaluate.models
+    folders = sorted(path.parent for path in (Path(recipe.output_folder) / "models").glob("*/config.json"))
+    return tuple(SystemConfig(source=str(folder)) for folder in folders)
 
 
-def _check_ldm(folder: Path, manifest: Manifest) -> None:
-    if PredictionConfig.load(folder).ldm_digest != manifest.spec.ldm_digest:
-        raise UserError(
-            f"{folder} was trained on features of another LDM than this recipe's: name the right ldm.source"
+class _Scoring:
+    """Scores one system after another, so that one is in memory at a time."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._store = open_store(recipe.cache.url)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._originals: dict[str, OriginalSamples] = {}
+
+    def check(self, set_name: str, manifest: Manifest) -> None:
+        """Refuse early what a protocol cannot do."""
+        policy = manifest.spec.policy.view.policy
+        if "original" in self._recipe.evaluate.protocols and policy != "squash":
+            raise UserError(
+                f"the protocol original scores whole photos, but the set {set_name!r} shows crops: "
+                "evaluate sets with view.policy squash"
+            )
+
+    def score(
+        self, located: LocatedSystem, manifests: Mapping[str, Manifest], evaluation: Evaluation
+    ) -> None:
+        """Score one system on all sets and note its results."""
+        digests = {manifest.spec.ldm_digest for manifest in manifests.values()}
+        assert len(digests) == 1, "one recipe has one LDM"
+        system = open_system(located, ldm_digest=digests.pop(), device=self._device)
+        thresholds = self._thresholds_from_val(system)
+        if "clipseg" in thresholds:
+            evaluation.thresholds[located.name] = thresholds["clipseg"]
+        config = self._recipe.evaluate
+        for set_name, manifest in manifests.items():
+            scored = self._scored(system, set_name, manifest, examples=config.examples)
+            evaluation.examples[located.name, set_name] = scored.examples
+            evaluation.phrases[set_name] = scored.phrases
+            for protocol, counted in scored.scores.items():
+                val = thresholds.get(protocol, _USUAL_THRESHOLD if system.binary else None)
+                result = Result(
+                    model=located.name,
+                    kind=system.kind,
+                    parameters=system.parameters,
+                    set_name=set_name,
+                    data_set=manifest.dataset,
+                    split=manifest.split,
+                    protocol=protocol,
+                    manifest_id=manifest.manifest_id,
+                    scores=counted.compute(
+                        val_threshold=val,
+                        standard_threshold=self._standard_threshold(val),
+                        resamples=config.bootstrap,
+                    ),
+                    seconds_per_sample=scored.seconds / len(scored.phrases),
+                    standard_at_val=config.standard_threshold == "val" and val is not None,
+                    plain_masks=system.binary,
+                )
+                evaluation.results.append(result)
+                told = result.scores.miou.at_val or result.scores.miou.at_fixed
+                logger.info(
+                    "%s on %s (%s): mIoU %s, AP %s", located.name, set_name, protocol, told, result.scores.ap
+                )
+
+    def _thresholds_from_val(self, system: ScoredSystem) -> dict[Protocol, float]:
+        """The threshold with the best mIoU on the validation set, under each protocol."""
+        val = self._recipe.validate_on
+        if val is None or not system.covers(val):
+            return {}
+        manifest = required_manifest(self._store, self._recipe, val)
+        self.check(val, manifest)
+        scored = self._scored(system, val, manifest)
+        thresholds: dict[Protocol, float] = {}
+        for protocol, counted in scored.scores.items():
+            best = counted.compute(resamples=0).miou.best.threshold
+            assert best is not None, "the best threshold is known"
+            thresholds[protocol] = best
+        return thresholds
+
+    def _standard_threshold(self, val: float | None) -> float:
+        asked = self._recipe.evaluate.standard_threshold
+        if asked != "val":
+            return asked
+        return _USUAL_THRESHOLD if val is None else val
+
+    def _scored(
+        self, system: ScoredSystem, set_name: str, manifest: Manifest, *, examples: int = 0
+    ) -> ScoredSet:
+        recipe = self._recipe
+        if set_name not in self._originals:
+            self._originals[set_name] = OriginalSamples(data=recipe.data_of(set_name), split=manifest.split)
+        originals = self._originals[set_name]
+        return score_protocols(
+            lambda batch: system.predict(batch, set_name=set_name, originals=originals),
+            loader=make_loader(
+                recipe, self._store, manifest, batch_size=recipe.evaluate.batch_size, shuffle=False
+            ),
+            protocols=recipe.evaluate.protocols,
+            originals=originals,
+            examples=examples,
         )
-
-
-def _threshold_from_val(recipe: Recipe, network: SegmentationNetwork) -> float | None:
-    if recipe.validate_on is None:
-        return None
-    store = open_store(recipe.cache.url)
-    manifest = required_manifest(store, recipe, recipe.validate_on)
-    loader = make_loader(recipe, store, manifest, batch_size=recipe.evaluate.batch_size, shuffle=False)
-    scores, _ = score_set(network_predictor(network, device=_device()), loader=loader)
-    return scores.compute(resamples=0).miou.best.threshold
-
-
-def _score(
-    recipe: Recipe,
-    network: SegmentationNetwork,
-    folder: Path,
-    set_name: str,
-    manifest: Manifest,
-    *,
-    val_threshold: float | None,
-) -> tuple[Result, list[Example]]:
-    store = open_store(recipe.cache.url)
-    loader = make_loader(recipe, store, manifest, batch_size=recipe.evaluate.batch_size, shuffle=False)
-    predict = network_predictor(network, device=_device())
-    started = time.perf_counter()
-    scores, examples = score_set(predict, loader=loader, examples=recipe.evaluate.examples)
-    seconds = time.perf_counter() - started
-    result = Result(
-        model=folder.name,
-        kind=network.kind,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        set_name=set_name,
-        data_set=manifest.dataset,
-        split=manifest.split,
-        manifest_id=manifest.manifest_id,
-        scores=scores.compute(val_threshold=val_threshold, resamples=recipe.evaluate.bootstrap),
-        seconds_per_sample=seconds / manifest.samples,
-    )
-    return result, examples
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
+from ldznet.published_numbers import published_scores
 from pipeline.cache.manifest import Manifest
 from pipeline.cache.receipt import read_left_out
-from pipeline.evaluation_run import Evaluation
+from pipeline.evaluation_run import Evaluation, Result
 from pipeline.example_pictures import example_photo
 from pipeline.object_store.opening import open_store
+from pipeline.paper_rows import is_the_papers
 from pipeline.pictures import Curve
 from pipeline.recipe import Recipe
 from pipeline.report import write_report
@@ -60,7 +62,10 @@ def write_experiment_report(
         stages=tuple(stages),
         scores=tuple(
             NetworkScores(
-                network=result.model, data_set=result.data_set, split=result.set_name, scores=result.scores
+                network=result.model,
+                data_set=result.data_set,
+                split=_split_title(result),
+                scores=result.scores,
             )
             for result in evaluation.results
         ),
@@ -68,7 +73,7 @@ def write_experiment_report(
         examples=_examples(evaluation),
         quarantine=_quarantine(recipe, manifests),
         commands=(Command(purpose="See every run in MLflow", line=tracker.open_command), *commands),
-        notes=(CLIPART_CREDIT,) if recipe.scenes is not None else (),
+        notes=_notes(recipe, evaluation),
     )
     write_report(path, content)
     return path
@@ -83,13 +88,42 @@ def is_untrained(ldm_folder: Path) -> bool:
     return bool(content.get("_untrained", False))
 
 
+def _split_title(result: Result) -> str:
+    """The split's name alone where the paper's figures belong beside it; else what tells the set from others."""
+    title = result.split if result.split == result.set_name else f"{result.set_name} ({result.split})"
+    if result.protocol == "original":
+        return f"{title}, original size"
+    if is_the_papers(result.data_set, result.split, phrases=result.scores.phrases):
+        return result.split
+    if published_scores(result.data_set, title):
+        return f"{title} ({result.scores.phrases} phrases, not the paper's)"
+    return title
+
+
 def _summary(recipe: Recipe, evaluation: Evaluation, *, untrained: bool) -> str:
-    models = sorted({result.model for result in evaluation.results})
+    models = list(dict.fromkeys(result.model for result in evaluation.results))
     sets = list(dict.fromkeys(result.set_name for result in evaluation.results))
-    told = f"{' and '.join(models)}, trained on cached features of {recipe.data.root}, on the sets {', '.join(sets)}."
+    told = (
+        f"{_listed(models)} on {_listed(sets)} of {recipe.data.root}, from cached features of the frozen LDM."
+    )
     if untrained:
         told += " The frozen LDM is an untrained miniature: its features know nothing of the world, so scores are low."
     return told
+
+
+def _notes(recipe: Recipe, evaluation: Evaluation) -> tuple[str, ...]:
+    notes = [CLIPART_CREDIT] if recipe.scenes is not None else []
+    plain = list(dict.fromkeys(result.model for result in evaluation.results if result.plain_masks))
+    if plain:
+        notes.append(
+            f"{_listed(plain)}: plain masks, so every threshold gives the same figures, and AP, of a curve with one "
+            "point, says nothing."
+        )
+    return tuple(notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def _manifests(recipe: Recipe) -> dict[str, Manifest]:
@@ -110,7 +144,7 @@ def _quarantine(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, 
 
 
 def _charts(recipe: Recipe, evaluation: Evaluation, tracker: Tracker) -> tuple[CurveChart, ...]:
-    models = sorted({result.model for result in evaluation.results})
+    models = list(dict.fromkeys(result.model for result in evaluation.results))
     runs = {model: model_run_id(Path(recipe.output_folder) / "models" / model) for model in models}
     charts = []
     for title, label, metric in (

@@ -44,7 +44,13 @@ class SampleReader:
         shard = self.manifest.shards[int(first["shard"])]
         start = int(first["offset"])
         length = int(last["offset"]) + int(last["size"]) - start
-        data = memoryview(self.store.get_range(shard.object_key, start=start, length=length))
+        try:
+            data = memoryview(self.store.get_range(shard.object_key, start=start, length=length))
+        except KeyError as error:
+            raise CorruptSampleError(
+                f"the shard {self.store.url}/{shard.object_key} is gone, which the manifest names: "
+                "restore it, or remove its receipt and run `ldznet precompute` again"
+            ) from error
         return [self._decode(int(row), data, start, shard.object_key) for row in rows]
 
     def _decode(self, row: int, data: memoryview, start: int, object_key: str) -> Entry:
@@ -57,7 +63,7 @@ class SampleReader:
                 f"sample {key} in {self.store.url}/{object_key} is not what its receipt vouches for: "
                 "`ldznet cache verify` tells how far it goes"
             )
-        return decode_entry(key, split_tar(stretch))
+        return decode_entry(key, split_tar(stretch, key=key))
 
 
 class CacheLoader:

@@ -58,10 +58,20 @@ def plan_sets(recipe: Recipe) -> list[SetPlan]:
     folder = resolve_ldm(recipe.ldm.source)
     digest = ldm_digest(folder)
     shapes = FrozenLDM.from_pretrained(folder, components=())
+    for name in recipe.sets:
+        _check_timesteps(recipe, name, shapes)
     return [
         plan_set(recipe, name, ldm_digest=digest, sample_bytes=sample_bytes(recipe, name, shapes))
         for name in recipe.sets
     ]
+
+
+def _check_timesteps(recipe: Recipe, set_name: str, ldm: FrozenLDM) -> None:
+    high = recipe.set_named(set_name).timesteps.high
+    if high > ldm.train_timesteps:
+        raise UserError(
+            f"sets.{set_name}.timesteps.high={high} is out of range: the frozen LDM has {ldm.train_timesteps} timesteps"
+        )
 
 
 def sample_bytes(recipe: Recipe, set_name: str, ldm: FrozenLDM) -> int:

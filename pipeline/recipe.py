@@ -4,13 +4,14 @@ import hashlib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldznet.blocks import PAPER_BLOCKS
 from ldznet.config import Config
 from ldznet.miniature_ldm import MiniatureConfig
 from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
-from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
+from ldznet.prompts import DEFAULT_TEMPLATE
+from pipeline.cache.spec import SCHEMA_VERSION, CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
 from pipeline.datasets.opening import DataConfig
 from pipeline.scenes.config import ScenesConfig
 from pipeline.tracking_config import TrackingConfig
@@ -34,7 +35,7 @@ class CacheConfig(Config):
     """Where shards go, how large they are, and who computes them."""
 
     url: str  # s3://bucket/prefix, file:///folder or a path
-    shard_mebibytes: int = Field(default=256, ge=1)
+    shard_mebibytes: int = Field(default=256, ge=1, le=4096)  # one conditional PUT holds 5 GiB at most
     max_failed_share: float = Field(default=0.02, ge=0, le=1)  # above it the job stops
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -60,20 +61,60 @@ class NetworkOptions(Config):
     gradient_checkpointing: bool = False
     init_from: Literal["ldm", "random"] = "ldm"
 
+    @property
+    def label(self) -> str:
+        """A short name that tells variants apart: `znet`, `ldznet`, `ldznet-concat`, `ldznet-blocks-8-9` …"""
+        parts: list[str] = [self.kind]
+        if self.kind == "ldznet":
+            parts += ["concat"] if self.fusion == "concat" else []
+            parts += ["sinusoidal"] if self.positional == "sinusoidal" else []
+            if tuple(sorted(set(self.blocks))) != PAPER_BLOCKS:
+                parts += ["blocks", *map(str, sorted(set(self.blocks)))]
+        parts += ["random-init"] if self.init_from == "random" else []
+        return "-".join(parts)
+
     def config(self, unet: UNetConfig, *, latent_side: int) -> NetworkConfig:
         """The whole configuration, given that of the LDM's UNet and the side of the latents to train on."""
         chosen = self.model_dump(exclude={"init_from"})
         return NetworkConfig(unet=unet, positional_latent_side=latent_side, **chosen)
 
 
+class SystemConfig(Config):
+    """Something to score. In a recipe the source alone is enough: `models: [runs/a/models/ldznet, masks/sam3]`."""
+
+    # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; or a folder of masks (pipeline/mask_folder.py).
+    source: str = Field(min_length=1)
+    name: str | None = Field(default=None, pattern=r"^[\w. +-]+$")  # in tables; none: the source's last part
+    pixels: Literal["photo", "view"] = "photo"  # what CLIPSeg sees: the original photo, or the cached view
+    prompt: str = DEFAULT_TEMPLATE  # CLIPSeg's
+
+
 class EvaluateConfig(Config):
     """What `ldznet evaluate` scores."""
 
     sets: tuple[str, ...] = ()  # none: every set but the one that trains
-    models: tuple[str, ...] = ()  # model folders; none: the one that this recipe trained
+    models: tuple[SystemConfig, ...] = ()  # none: those that this recipe trained
+    # clipseg: squashed to the network's size, as in the paper's tables. original: at the photo's own size, as
+    # PhraseCut and the referring sets do it; needs the data set at hand.
+    protocols: tuple[Literal["clipseg", "original"], ...] = Field(default=("clipseg",), min_length=1)
+    standard_threshold: float | Literal["val"] = "val"  # of mean IoU, overall IoU, Pr@; without a val set 0.5
     batch_size: int = Field(default=16, ge=1)
     examples: int = Field(default=12, ge=0)  # phrases kept as pictures, a set
     bootstrap: int = Field(default=1000, ge=0)
+
+    @field_validator("standard_threshold")
+    @classmethod
+    def _counted_at(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and round(value * 50, 6) not in range(1, 50):
+            raise ValueError("give val, or one of 0.02, 0.04 … 0.98, where pixels are counted")
+        return value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _sources(cls, value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return value
+        return [{"source": one} if isinstance(one, str) else one for one in value]
 
 
 class Recipe(Config):
@@ -91,7 +132,7 @@ class Recipe(Config):
     cache: CacheConfig
     loader: LoaderConfig = LoaderConfig()
     network: NetworkOptions = NetworkOptions()
-    train: TrainConfig = TrainConfig(epochs=15)
+    train: TrainConfig = TrainConfig()
     train_on: str = "train"  # the set that trains
     validate_on: str | None = "val"  # the set that chooses the best weights and the threshold
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -148,6 +189,7 @@ class Recipe(Config):
     def request_digest(self, set_name: str) -> str:
         """Names what this recipe asks of a cache, without touching data or weights: readers find the manifest by it."""
         asked = {
+            "schema_version": SCHEMA_VERSION,
             "data": self.data_of(set_name).model_dump(mode="json"),
             "set": self.set_named(set_name).model_dump(mode="json", exclude={"data"}),
             "features": self.features.model_dump(mode="json"),

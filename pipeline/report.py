@@ -102,7 +102,7 @@ class _Split:
     rows: list[tuple[str, list[_Cell]]]
     standard_columns: list[str]
     standard_rows: list[tuple[str, list[_Cell]]]
-    standard_threshold: float
+    standard_threshold: str
     published: list[PublishedScores]
     fixed: float
     has_intervals: bool
@@ -139,11 +139,17 @@ def _split(data_set: str, split: str, entries: list[NetworkScores]) -> _Split:
         rows=list(zip(names, _cells(table), strict=True)),
         standard_columns=["mean IoU", "overall IoU", *(f"Pr@{level}" for level in _LEVELS)],
         standard_rows=list(zip(names, _cells(standard), strict=True)),
-        standard_threshold=first.standard.threshold,
+        standard_threshold=_standard_thresholds(entries),
         published=list(published_scores(data_set, split)),
         fixed=fixed,
         has_intervals=first.resamples > 0,
     )
+
+
+def _standard_thresholds(entries: list[NetworkScores]) -> str:
+    """The one that all rows were taken at, or each row's."""
+    each = [f"{entry.scores.standard.threshold:g}" for entry in entries]
+    return each[0] if len(set(each)) == 1 else f"{', '.join(each)}, in the rows' order"
 
 
 def _clipseg_scores(scores: Scores, *, has_val: bool) -> list[Score]:

@@ -6,6 +6,7 @@ batch, not on a sample's neighbours.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ldznet.errors import DataFault
+from ldznet.errors import DataFault, UserError
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.images import decode_image, to_tensor
 from ldznet.prompts import fill
+from pipeline.cache.content_digest import MISSING
 from pipeline.cache.entry import Entry
-from pipeline.cache.member import Member
+from pipeline.cache.member import Member, sample_id
 from pipeline.cache.receipt import LeftOut
 from pipeline.cache.spec import CacheSpec, PolicyConfig
 from pipeline.datasets.sample import ReadObject, check_sample
@@ -56,21 +58,26 @@ def draw_prompt_and_timestep(policy: PolicyConfig, *, seed: int, member: Member)
 def prepare(
     spec: CacheSpec, members: Sequence[Member], read: ReadObject
 ) -> tuple[list[Prepared], list[LeftOut]]:
-    """Decode each image once and make every draw. Faulty data is left out with its reason, never raised."""
+    """Decode each image once and make every draw. Faulty data is left out with its reason, never raised.
+
+    Raises:
+        UserError: an image or a mask is not the one that was listed.
+    """
     prepared: list[Prepared] = []
     left_out: list[LeftOut] = []
     by_image = sorted(members, key=lambda member: (member.sample.image, member.key))
     for image_key, group in groupby(by_image, key=lambda member: member.sample.image):
         image_members = list(group)
+        objects = _ListedObjects(read)
         try:
-            image = decode_image(_read(read, image_key))
+            image = decode_image(objects.read_image(image_key, image_members[0].image_digest))
         except DataFault as fault:
             left_out.extend(_left_out(member, "failed", str(fault)) for member in image_members)
             continue
         view_pixels: dict[View, NDArray[np.uint8]] = {}
         for member in image_members:
             try:
-                one = _prepare_member(spec, member, image, view_pixels, read)
+                one = _prepare_member(spec, member, image, view_pixels, objects)
             except DataFault as fault:
                 left_out.append(_left_out(member, "failed", str(fault)))
                 continue
@@ -88,10 +95,13 @@ def _prepare_member(
     member: Member,
     image: Image.Image,
     view_pixels: dict[View, NDArray[np.uint8]],
-    read: ReadObject,
+    objects: "_ListedObjects",
 ) -> Prepared | None:
     check_sample(member.sample)
-    mask = member.sample.mask.decode(lambda key: _read(read, key), width=image.width, height=image.height)
+    try:
+        mask = member.sample.mask.decode(objects.read, width=image.width, height=image.height)
+    finally:
+        objects.check(member)
     if not mask.any():
         raise DataFault("the mask is empty")
     policy, seed = spec.policy, spec.features.seed
@@ -216,11 +226,39 @@ def _facts(one: Prepared) -> dict[str, object]:
     }
 
 
-def _read(read: ReadObject, key: str) -> bytes:
-    try:
-        return read(key)
-    except KeyError as error:
-        raise DataFault(f"{key} is missing") from error
+class _ListedObjects:
+    """Reads an image and its masks, and tells whether they are still those that the members were listed with.
+
+    A shard's identity speaks of their content: other content under it would be a lie that nothing finds later.
+    """
+
+    def __init__(self, read: ReadObject) -> None:
+        self._read = read
+        self._digests: dict[str, str] = {}
+
+    def read(self, key: str) -> bytes:
+        try:
+            data = self._read(key)
+        except KeyError as error:
+            self._digests[key] = MISSING
+            raise DataFault(f"{key} is missing") from error
+        self._digests[key] = hashlib.sha256(data).hexdigest()
+        return data
+
+    def read_image(self, key: str, listed: str) -> bytes:
+        try:
+            return self.read(key)
+        finally:
+            if self._digests.get(key, listed) != listed:
+                raise _changed(key)
+
+    def check(self, member: Member) -> None:
+        if sample_id(member.sample, self._digests.__getitem__) != member.sample_id:
+            raise _changed(f"the mask of {member.sample.label_id}")
+
+
+def _changed(what: str) -> UserError:
+    return UserError(f"{what} has changed since the data set was listed: run again when nothing writes to it")
 
 
 def _left_out(member: Member, why: str, reason: str) -> LeftOut:

@@ -31,6 +31,10 @@ class TrackingConfig(Config):
     run_name: str | None = None
     system_metrics: bool = Field(default=True, description="CPU, memory, disk, network and GPU every 10 s")
 
+    def named(self, name: str) -> "TrackingConfig":
+        """The same, for a run of that name where the recipe gives none."""
+        return self if self.run_name else self.model_copy(update={"run_name": name})
+
     @field_validator("uri")
     @classmethod
     def _usable(cls, uri: str | None) -> str | None:

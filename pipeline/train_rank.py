@@ -17,6 +17,7 @@ from ldznet.loss import mask_loss
 from ldznet.modeling import SegmentationNetwork, build_network, initialise_from_ldm, unet_config_of
 from ldznet.modeling.config import NetworkConfig
 from ldznet.prediction_config import PredictionConfig
+from ldznet.prompts import DEFAULT_TEMPLATE
 from ldznet.scores import SegmentationScores
 from pipeline.cache.manifest import Manifest, find_manifest
 from pipeline.cache.spec import canonical_json
@@ -47,6 +48,7 @@ def training_identity(recipe: Recipe) -> str:
     asked = {
         "network": recipe.network.model_dump(mode="json"),
         "train": recipe.train.identity(),
+        "length": [recipe.train.steps, recipe.train.epochs],  # the schedule follows from it
         "data": recipe.request_digest(recipe.train_on),
         "window": recipe.loader.window,
     }
@@ -86,7 +88,7 @@ def train_on_this_rank(
             source=make_loader(recipe, store, manifest, batch_size=recipe.train.batch_size, shuffle=True),
             config=recipe.train,
             validate=validator,
-            observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.kind}"),
+            observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.label}"),
             checkpoints=checkpoints,
             keep_model=keeper,
             identity=training_identity(recipe),
@@ -118,7 +120,7 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
     if recipe.network.init_from == "ldm":
         report = initialise_from_ldm(network, folder)
         if ranks.rank() == 0:
-            logger.info("%s: %s", recipe.network.kind, report)
+            logger.info("%s: %s", recipe.network.label, report)
     return network
 
 
@@ -191,7 +193,7 @@ class ModelKeeper:
             ldm_digest=self.manifest.spec.ldm_digest,
             size=policy.view.size,
             timestep=int(np.mean([policy.timesteps.low, policy.timesteps.high - 1])),
-            template=policy.prompts[0],
+            template=DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in policy.prompts else policy.prompts[0],
             threshold=metrics.get("threshold", 0.5),
             compute_dtype=self.recipe.features.compute_dtype,
         )

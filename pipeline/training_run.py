@@ -53,10 +53,10 @@ class TrainingRun:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self.name = f"{recipe.name}-{recipe.network.kind}-{training_identity(recipe)}"
+        self.name = f"{recipe.name}-{recipe.network.label}-{training_identity(recipe)}"
         self.storage = recipe.storage_url
         self.model_url = f"{self.storage}/{self.name}/model"
-        self.registered_name = f"{recipe.name}-{recipe.network.kind}"
+        self.registered_name = f"{recipe.name}-{recipe.network.label}"
 
     def check(self) -> None:
         """Look for the user's mistakes before anything starts.
@@ -74,7 +74,8 @@ class TrainingRun:
         """The run in MLflow: a new one, or after a restart the one that this training had before."""
         recipe = self._recipe
         store = open_store(f"{self.storage}/{self.name}")
-        quiet = recipe.tracking.model_copy(update={"system_metrics": False, "run_name": self.name})
+        # The ranks' own tracker watches the system: twice would be once too often.
+        quiet = recipe.tracking.named(self.name).model_copy(update={"system_metrics": False})
         with Tracker(quiet, folder=Path(recipe.output_folder)) as tracker:
             before = _read_run_id(store.get(RUN_RECORD)) if store.stat(RUN_RECORD) else None
             manifest, source = self._input()

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ldznet.errors import UserError
 from pipeline.cache.spec import Dtype
 
 TORCH_DTYPES: Final[dict[Dtype, torch.dtype]] = {
@@ -42,16 +43,24 @@ class Entry:
 
 
 def encode_entry(entry: Entry, *, stored_dtype: Dtype) -> dict[str, bytes]:
-    """The entry's files by extension. Equal entries give equal bytes."""
+    """The entry's files by extension. Equal entries give equal bytes.
+
+    Raises:
+        UserError: a value is too large for the stored type.
+        ArithmeticError: a value is not finite to begin with.
+    """
     dtype = TORCH_DTYPES[stored_dtype]
     tensors = {"latents": entry.latents, "context": entry.context}
     tensors |= {f"block_{block}": tensor for block, tensor in entry.features.items()}
     stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     for name, tensor in stored.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArithmeticError(
-                f"{name} of sample {entry.key} is not finite in {stored_dtype}; store it as bf16 or fp32"
-            )
+        if bool(torch.isfinite(tensor).all()):
+            continue
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise ArithmeticError(f"{name} of sample {entry.key} is not finite as computed")
+        raise UserError(
+            f"{name} of sample {entry.key} is too large for {stored_dtype}: set features.stored_dtype=bf16 or fp32"
+        )
     files = {
         "json": json.dumps(entry.facts, sort_keys=True, separators=(",", ":")).encode(),
         "mask.png": encode_png(entry.mask),
@@ -82,10 +91,13 @@ def decode_entry(key: str, files: Mapping[str, bytes | memoryview]) -> Entry:
     )
 
 
-def split_tar(data: bytes | memoryview) -> dict[str, memoryview]:
+def split_tar(data: bytes | memoryview, *, key: str) -> dict[str, memoryview]:
     """The files of one sample's stretch of a tar, by extension, without copying.
 
-    Our shards are plain USTAR of regular files; anything else is not ours. Raises `ValueError` then.
+    Our shards are plain USTAR of regular files, each sample's named by its key; anything else is not ours.
+
+    Raises:
+        ValueError: says what is not ours.
     """
     view = memoryview(data)
     files: dict[str, memoryview] = {}
@@ -95,7 +107,10 @@ def split_tar(data: bytes | memoryview) -> dict[str, memoryview]:
         start = position + _TAR_BLOCK
         if start + size > len(view):
             raise ValueError(f"the file {name!r} ends after its sample does")
-        files[name.split(".", 1)[1]] = view[start : start + size]
+        stem, _, extension = name.partition(".")
+        if stem != key or not extension or extension in files:
+            raise ValueError(f"the file {name!r} has no place in the sample {key}")
+        files[extension] = view[start : start + size]
         position = start + (size + _TAR_BLOCK - 1) // _TAR_BLOCK * _TAR_BLOCK
     return files
 
@@ -104,7 +119,10 @@ def _parse_header(header: memoryview) -> tuple[str, int]:
     raw_name, raw_size, kind, magic = struct.unpack_from("100s24x12s20xc100x5s", header)
     if magic != b"ustar" or kind != b"0":
         raise ValueError("not a regular USTAR file header")
-    return raw_name.rstrip(b"\0").decode("ascii"), int(raw_size.rstrip(b"\0 ") or b"0", 8)
+    size = int(raw_size.rstrip(b"\0 ") or b"0", 8)
+    if size < 0:
+        raise ValueError("a file of negative size")
+    return raw_name.rstrip(b"\0").decode("ascii"), size
 
 
 def encode_png(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:

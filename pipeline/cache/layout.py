@@ -2,7 +2,7 @@
 
 
 def spec_key(cache_key: str) -> str:
-    """The numeric specification, for people and for `cache show`."""
+    """The numeric specification, for people to read."""
     return f"{cache_key}/spec.json"
 
 

@@ -102,13 +102,21 @@ def write_manifest(
 
 def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Manifest:
     """The manifest. `UserError` where there is none, or where it is not one of ours."""
+    manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
+    if manifest is None:
+        key = layout.manifest_key(cache_key, manifest_id)
+        raise UserError(
+            f"there is no manifest {store.url}/{key}: run `ldznet precompute` with this recipe first"
+        )
+    return manifest
+
+
+def _read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Manifest | None:
     key = layout.manifest_key(cache_key, manifest_id)
     try:
         manifest = Manifest.model_validate_json(store.get(key))
-    except KeyError as error:
-        raise UserError(
-            f"there is no manifest {store.url}/{key}: run `ldznet precompute` with this recipe first"
-        ) from error
+    except KeyError:
+        return None
     except ValidationError as error:
         raise UserError(
             f"{store.url}/{key} is not a manifest that this version reads: {error.errors()[0]['msg']}"
@@ -123,7 +131,12 @@ def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Ma
 
 def read_index(store: ObjectStore, manifest: Manifest) -> NDArray[np.void]:
     """The manifest's index, checked against its hash."""
-    data = store.get(manifest.index_key)
+    try:
+        data = store.get(manifest.index_key)
+    except KeyError as error:
+        raise OSError(
+            f"the index {store.url}/{manifest.index_key} is gone, which the manifest names: restore it"
+        ) from error
     if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
         raise OSError(
             f"the index {store.url}/{manifest.index_key} is damaged: its SHA-256 is not the manifest's"
@@ -145,7 +158,12 @@ def find_answer(store: ObjectStore, request_digest: str) -> RequestAnswer | None
         body = store.get(layout.request_key(request_digest))
     except KeyError:
         return None
-    return RequestAnswer.model_validate_json(body)
+    try:
+        return RequestAnswer.model_validate_json(body)
+    except ValidationError as error:
+        raise UserError(
+            f"{store.url}/{layout.request_key(request_digest)} is damaged: remove it and run `ldznet precompute` again"
+        ) from error
 
 
 def find_manifest(store: ObjectStore, request_digest: str) -> Manifest | None:
@@ -153,4 +171,4 @@ def find_manifest(store: ObjectStore, request_digest: str) -> Manifest | None:
     answer = find_answer(store, request_digest)
     if answer is None:
         return None
-    return read_manifest(store, cache_key=answer.cache_key, manifest_id=answer.manifest_id)
+    return _read_manifest(store, cache_key=answer.cache_key, manifest_id=answer.manifest_id)

@@ -37,8 +37,8 @@ class TrainConfig(Config):
     workers: Positive = Field(default=1, description="ranks: one a GPU, or processes on the CPU")
     threads: Positive = Field(default=1, description="CPU threads a rank")
 
-    steps: Positive | None = Field(default=None, description="optimiser steps in all; or give `epochs`")
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Positive | None = Field(default=None, description="optimiser steps in all; wins over `epochs`")
+    epochs: Annotated[float, Field(gt=0)] = Field(default=15, description="passes over the data, as published")
     batch_size: Positive = Field(default=32, description="samples a step, over all ranks")
     micro_batch: Positive | None = Field(
         default=None, description="samples a rank takes at once; left out, its whole share of the batch"
@@ -104,8 +104,15 @@ class TrainConfig(Config):
         """Optimiser steps in all, given the batches in an epoch."""
         if self.steps is not None:
             return self.steps
-        assert self.epochs is not None
         return max(1, round(self.epochs * batches_per_epoch))
+
+    def fitted_to_gpus(self, gpus: int) -> Self:
+        """The same training with no more ranks than GPUs, where there are any: the batch is kept."""
+        if not 0 < gpus < self.workers:
+            return self
+        micro = self.micro_batch or 1
+        workers = next(ranks for ranks in range(gpus, 0, -1) if self.batch_size % (ranks * micro) == 0)
+        return self.model_copy(update={"workers": workers})
 
     def identity(self) -> str:
         """Digest of what must not change between a checkpoint and the run that goes on from it."""
@@ -114,9 +121,6 @@ class TrainConfig(Config):
 
 
 def _check_length(config: TrainConfig) -> None:
-    if (config.steps is None) == (config.epochs is None):
-        given = "neither" if config.steps is None else "both"
-        raise ValueError(f"give one of steps and epochs ({given} given)")
     if config.steps is not None and config.warmup_steps >= config.steps > 1:
         raise ValueError(f"warmup_steps={config.warmup_steps} leaves nothing of steps={config.steps}")
     if config.patience is not None and config.validate_every is None:
