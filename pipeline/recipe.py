@@ -63,7 +63,7 @@ class NetworkOptions(Config):
 
     @property
     def label(self) -> str:
-        """A short name that tells variants apart: `znet`, `ldznet`, `ldznet-concat`, `ldznet-blocks-8-9` …"""
+        """A short name that tells variants apart, such as `znet`, `ldznet-concat` or `ldznet-blocks-8-9`."""
         parts: list[str] = [self.kind]
         if self.kind == "ldznet":
             parts += ["concat"] if self.fusion == "concat" else []

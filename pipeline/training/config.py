@@ -38,7 +38,9 @@ class TrainConfig(Config):
     threads: Positive = Field(default=1, description="CPU threads a rank")
 
     steps: Positive | None = Field(default=None, description="optimiser steps in all; wins over `epochs`")
-    epochs: Annotated[float, Field(gt=0)] = Field(default=15, description="passes over the data, as published")
+    epochs: Annotated[float, Field(gt=0)] = Field(
+        default=15, description="passes over the data, as published"
+    )
     batch_size: Positive = Field(default=32, description="samples a step, over all ranks")
     micro_batch: Positive | None = Field(
         default=None, description="samples a rank takes at once; left out, its whole share of the batch"
