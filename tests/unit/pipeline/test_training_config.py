@@ -12,8 +12,7 @@ from pipeline.training.schedule import learning_rate
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({}, "one of steps and epochs"),
-        ({"steps": 5, "epochs": 1}, "both given"),
+        ({"epochs": 0}, "greater than 0"),
         ({"steps": 5, "batch_size": 9, "workers": 2}, "batch_size=9 does not divide among workers=2"),
         ({"steps": 5, "batch_size": 12, "workers": 2, "micro_batch": 4}, "workers x micro_batch = 2 x 4"),
         ({"steps": 5, "engine": "ddp", "zero_stage": 1}, "engine=ddp has no ZeRO"),
@@ -35,6 +34,15 @@ def test_the_effective_batch_is_kept_when_the_ranks_change() -> None:
     two = TrainConfig(steps=1, batch_size=24, workers=2, micro_batch=4)
     six = two.model_copy(update={"workers": 6})
     assert [(c.rank_batch, c.micro_batch_size, c.accumulation) for c in (two, six)] == [(12, 4, 3), (4, 4, 1)]
+
+
+def test_ranks_fit_the_gpus_and_the_batch_is_kept() -> None:
+    four = TrainConfig(steps=1, batch_size=24, workers=4, micro_batch=2)
+    ranks = [
+        (four.fitted_to_gpus(gpus).workers, four.fitted_to_gpus(gpus).accumulation) for gpus in (0, 1, 3, 8)
+    ]
+    assert ranks == [(4, 3), (1, 12), (3, 4), (4, 3)]
+    assert TrainConfig(steps=1, batch_size=8, workers=4).fitted_to_gpus(3).workers == 2
 
 
 def test_published_learning_rate_is_the_default() -> None:

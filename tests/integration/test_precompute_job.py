@@ -1,0 +1,129 @@
+"""`ldznet precompute` on a real Ray and a real S3 server: the same bytes whoever computes them, and only once."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from jobs.local_ray import ray_session
+from jobs.precompute import main
+from pipeline.cache.manifest import find_manifest
+from pipeline.cache.receipt import Receipt
+from pipeline.loader import CacheLoader, SampleReader
+from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
+from pipeline.recipe_file import load_recipe
+from pipeline.sample_order import Position
+
+
+@pytest.fixture(scope="module")
+def ray_here(seaweedfs: Any) -> Iterator[None]:
+    """One Ray for the module, whose processes find the S3 server."""
+    with ray_session(cpus=3):
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, small_recipe_in: Callable[..., Path]) -> Path:
+    return small_recipe_in(tmp_path_factory.mktemp("precompute"))
+
+
+@pytest.fixture(scope="module")
+def computed(ray_here: None, recipe: Path, seaweedfs: Any) -> str:
+    """The URL of a cache on S3, computed by one worker."""
+    url = f"s3://{seaweedfs.bucket}/{uuid4().hex}"
+    assert main([str(recipe), f"cache.url={url}"]) == 0
+    return url
+
+
+def receipts(store: ObjectStore) -> dict[str, Receipt]:
+    found = (
+        Receipt.model_validate_json(store.get(info.key)) for info in store.list() if "/receipts/" in info.key
+    )
+    return {receipt.shard_id: receipt for receipt in found}
+
+
+def shards(store: ObjectStore) -> dict[str, bytes]:
+    return {info.key: store.get(info.key) for info in store.list() if "/shards/" in info.key}
+
+
+def versions(store: ObjectStore) -> dict[str, str]:
+    return {info.key: info.etag for info in store.list()}
+
+
+def test_a_cache_holds_each_sample_of_each_set(computed: str, recipe: Path) -> None:
+    store = open_store(computed)
+    loaded = load_recipe(recipe, [f"cache.url={computed}"])
+    for name, members in {"train": 12 * 3 * 4, "val": 3 * 3}.items():
+        manifest = find_manifest(store, loaded.request_digest(name))
+        assert manifest is not None
+        assert (manifest.samples + manifest.filtered, manifest.failed) == (members, 0)
+        loader = CacheLoader(
+            reader=SampleReader(store=store, manifest=manifest), batch_size=8, remainder="pad"
+        )
+        batches = list(loader.epoch(Position()))
+        assert sum(int(batch.weight.sum()) for batch in batches) == manifest.samples
+        assert batches[0].latents.shape == (8, 4, 8, 8)
+        assert list(batches[0].features) == [6, 7, 8, 9, 10]
+        assert {facts["split"] for batch in batches for facts in batch.facts} == {name}
+    assert len(receipts(store)) == len(shards(store)) == 12 + 1
+
+
+def test_a_second_run_computes_nothing_and_says_so(
+    computed: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_ray(**_: object) -> None:
+        raise AssertionError("a second run must not start Ray")
+
+    monkeypatch.setattr("jobs.precompute.ray_session", no_ray)
+    caplog.set_level(logging.INFO)
+    store = open_store(computed)
+    before = versions(store)
+    assert main([str(recipe), f"cache.url={computed}"]) == 0
+    assert versions(store) == before
+    lines = [record.getMessage() for record in caplog.records if record.name == "jobs.precompute"]
+    assert len(lines) == 2
+    for line, name in zip(lines, ("train", "val"), strict=True):
+        pattern = rf"{name}: reusing cache {re.escape(store.url)}/[0-9a-f]{{12}}… with \d+ samples, nothing to compute"
+        assert re.fullmatch(pattern, line)
+
+
+def test_a_recipe_that_asks_for_the_same_reuses_it(
+    computed: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, miniature_ldm: Path
+) -> None:
+    monkeypatch.setattr("jobs.precompute.ray_session", None)
+    store = open_store(computed)
+    before = receipts(store)
+    same = tmp_path / "another place"
+    same.symlink_to(miniature_ldm)
+    assert main([str(recipe), f"cache.url={computed}", f"ldm.source={same}", "train.steps=7", "name=b"]) == 0
+    assert receipts(store) == before
+
+
+def test_two_workers_write_the_bytes_that_one_writes(computed: str, recipe: Path, s3_url: str) -> None:
+    assert main([str(recipe), f"cache.url={s3_url}", "cache.workers=2"]) == 0
+    one, two = open_store(computed), open_store(s3_url)
+    assert receipts(two) == receipts(one)
+    assert shards(two) == shards(one)
+
+
+def test_a_folder_keeps_the_same_promises(computed: str, recipe: Path, tmp_path: Path) -> None:
+    url = (tmp_path / "cache with spaces").as_uri()
+    assert main([str(recipe), f"cache.url={url}", "sets.train.draws=4"]) == 0
+    assert shards(open_store(url)) == shards(open_store(computed))
+
+
+def test_fewer_samples_use_the_shards_that_are_there(
+    computed: str, recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(computed)
+    old = {key: value for key, value in versions(store).items() if "/shards/" in key}
+    caplog.set_level(logging.INFO)
+    # 11 of the 12 photos: another plan, another manifest, of shards that were computed before.
+    assert main([str(recipe), f"cache.url={computed}", "data.limit=33"]) == 0
+    assert "0 shards computed now" in caplog.text
+    assert {key: value for key, value in versions(store).items() if "/shards/" in key} == old
