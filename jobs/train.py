@@ -39,8 +39,8 @@ def train(recipe: "Recipe") -> Path:
         folder = Path(recipe.output_folder) / "models" / recipe.network.label
         facts = download_model(run.model_url, folder)
         version = record.register(folder)
-    chosen = ", ".join(f"{name} {value:.3f}" for name, value in facts.items() if name != "step")
-    logger.info("best model: step %d, %s -> %s", facts["step"], chosen, folder)
+    chosen = "".join(f", {name} {value:.3f}" for name, value in facts.items() if name != "step")
+    logger.info("best model: step %d%s -> %s", facts["step"], chosen, folder)
     if version is not None:
         logger.info("registered as models:/%s@best, version %s", run.registered_name, version)
     return folder

@@ -2,7 +2,8 @@
 
 Image latents are computed once a view, text contexts once a distinct prompt, block features once a sample. Every
 pass has the batch shape that the specification fixes, the last batch padded: rounding depends on the shape of a
-batch, not on a sample's neighbours.
+batch, not on a sample's neighbours. On one CPU thread it does not depend on a sample's place in the batch either; on
+several it may (in the last bit), so that a sample's bytes are then fixed within its shard, not across shards.
 """
 
 import dataclasses

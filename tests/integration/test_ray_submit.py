@@ -130,7 +130,6 @@ def test_a_submitted_precompute_fills_the_cache(
     done = head.submit("--working-dir", ".", "--", "python", "-m", "jobs.precompute", str(recipe), *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
-    assert "12 shards computed now" not in done.stdout  # one draw: several photos share a shard
     store, loaded = open_store(s3_url), load_recipe(recipe, overrides)
     samples = {"train": 36, "val": 9}
     for name, expected in samples.items():
@@ -144,12 +143,6 @@ def test_a_submitted_precompute_fills_the_cache(
     assert uploaded.isdisjoint({".venv", "runs", ".git", ".mypy_cache", ".hypothesis"})
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     assert size < LARGEST_UPLOAD_MB * 1e6
-    # The same again finds it there.
-    again = head.submit(
-        "--working-dir", ".", "--", "python", "-m", "jobs.precompute", str(recipe), *overrides
-    )
-    assert again.returncode == 0
-    assert "nothing to compute" in again.stdout + again.stderr
 
 
 def test_the_users_mistake_reaches_the_submitter(head: Head, small_recipe: Callable[..., Path]) -> None:
