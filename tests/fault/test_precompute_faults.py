@@ -117,6 +117,9 @@ def test_a_shard_that_always_loses_its_worker_ends_the_job(
 
 
 def start_driver(arguments: list[str], url: str, log: Path) -> subprocess.Popen[bytes]:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.precompute", *arguments, f"cache.url={url}"],
