@@ -52,6 +52,10 @@ class PolygonMask:
             annotated_size=annotated_size,
         )
 
+    def objects(self) -> tuple[str, ...]:
+        """See `MaskSource.objects`."""
+        return ()
+
     def identity(self, digest: Callable[[str], str]) -> str:  # noqa: ARG002 - needs no object
         """See `MaskSource.identity`."""
         shape = f"{self.rule};{self.annotated_size};{self.lengths};".encode()
@@ -97,6 +101,10 @@ class RleMask:
             case _:
                 raise ValueError('run lengths must be {"size": [height, width], "counts": ...}')
 
+    def objects(self) -> tuple[str, ...]:
+        """See `MaskSource.objects`."""
+        return ()
+
     def identity(self, digest: Callable[[str], str]) -> str:  # noqa: ARG002 - needs no object
         """See `MaskSource.identity`."""
         counts = self.counts if isinstance(self.counts, bytes) else repr(self.counts).encode()
@@ -119,6 +127,10 @@ class FileMask:
     """An image file of the photo's own size (after EXIF rotation); non-zero pixels are the phrase's."""
 
     key: str
+
+    def objects(self) -> tuple[str, ...]:
+        """See `MaskSource.objects`."""
+        return (self.key,)
 
     def identity(self, digest: Callable[[str], str]) -> str:
         """See `MaskSource.identity`."""

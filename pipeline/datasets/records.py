@@ -9,12 +9,13 @@ from typing import Any
 from ldznet.errors import UserError
 from pipeline.object_store.store import ObjectStore
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 2**20  # of a JSON Lines file
-MAX_RECORD_BYTES = 32 * 2**20  # of one element in a JSON file
+MAX_RECORD_BYTES = 8 * 2**20  # of one element in a JSON file; as Python objects up to twenty times that
 
 _AFTER_A_NUMBER = frozenset(",]} \t\r\n")
 _SPACE = re.compile(r"[ \t\r\n]*")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # pipe:, file:, http:, s3:, C:
 
 
 def require_object(store: ObjectStore, key: str, *, layout: str) -> None:
@@ -112,7 +113,7 @@ def object_key(text: str, name: str, place: str) -> str:
     Raises:
         UserError: the key is absolute, climbs out, or is not in its plain form.
     """
-    plain = text.isprintable() and "\\" not in text
+    plain = text.isprintable() and "\\" not in text and not _SCHEME.match(text)
     if not plain or any(part in {"", ".", ".."} for part in text.split("/")):
         raise UserError(f'{place}: "{name}" must be a plain path inside the data folder, not {text[:80]!r}')
     return text

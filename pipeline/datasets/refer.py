@@ -107,7 +107,7 @@ class ReferDataset:
             raise UserError(f"{place} is missing")
         if info.size > MAX_BYTES:
             raise UserError(f"{place}: a pickle of {info.size} bytes is too large to be REFER's")
-        refs = load_plain_pickle(self._store.get(self._refs_key), place=place)
+        refs = load_plain_pickle(self._store.get(self._refs_key, at_most=MAX_BYTES), place=place)
         if not isinstance(refs, list):
             raise UserError(f"{place}: a list of refs is expected, not {type(refs).__name__}")
         placed = []

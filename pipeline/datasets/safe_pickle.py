@@ -15,6 +15,7 @@ from ldznet.errors import UserError
 MAX_BYTES = 128 * 2**20  # REFER's largest file is a third of this
 MAX_CONTAINERS = 10_000_000
 MAX_STACK = 1_000_000
+MAX_MEMO = 5_000_000  # a remembered value costs one byte of the file and a hundred of memory
 MAX_LINE = 2**20
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
@@ -137,6 +138,8 @@ class _Machine:
             self.since_mark()
 
     def remember(self, index: int) -> None:
+        if len(self._memo) >= MAX_MEMO:
+            raise _RefusedError("the pickle remembers too many values")
         self._memo[index] = self._stack[-1]
 
     def memoize(self) -> None:

@@ -10,13 +10,32 @@ from PIL import Image
 
 from ldznet.errors import DataFault
 from ldznet.images import MAX_PIXELS, decode_image
+from pipeline.object_store.faults import ObjectTooLargeError
 from pipeline.object_store.store import ObjectStore
+
+MAX_OBJECT_BYTES = 2**28  # of an image or a mask: more than any file of `MAX_PIXELS` pixels has
 
 ReadObject = Callable[[str], bytes]
 
 
+def bounded_reader(store: ObjectStore) -> ReadObject:
+    """Reads images and masks of a store; one that is too large for either is a `DataFault`, and is not read."""
+
+    def read(key: str) -> bytes:
+        try:
+            return store.get(key, at_most=MAX_OBJECT_BYTES)
+        except ObjectTooLargeError as error:
+            raise DataFault(str(error)) from error
+
+    return read
+
+
 class MaskSource(Protocol):
     """Where a mask comes from. Small and picklable; decoded only where it is needed."""
+
+    def objects(self) -> tuple[str, ...]:
+        """Keys of the objects that it is read from."""
+        ...
 
     def identity(self, digest: Callable[[str], str]) -> str:
         """A text that changes whenever the mask does. `digest(key)` gives the content digest of an object."""

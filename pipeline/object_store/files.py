@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import io
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ldznet.errors import UserError
+from pipeline.object_store.faults import ObjectTooLargeError
 from pipeline.object_store.key import check_key, check_prefix
 from pipeline.object_store.store import ObjectInfo
 
@@ -56,14 +59,17 @@ class FileStore:
             )
         return self.root / key
 
-    def get(self, key: str) -> bytes:
-        """The whole object. `KeyError` where there is none."""
-        with self._reading(key):
-            return self.path(key).read_bytes()
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The whole object. `KeyError` where there is none; `ObjectTooLargeError`, unread, above `at_most` bytes."""
+        with self._reading(key), self._opened(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if at_most is not None and size > at_most:
+                raise ObjectTooLargeError.of(f"{self.url}/{key}", size=size, at_most=at_most)
+            return file.readall()
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         """`length` bytes from `start`. `KeyError` where there is no object; `OSError` where it is shorter."""
-        with self._reading(key), self.path(key).open("rb", buffering=0) as file:
+        with self._reading(key), self._opened(key) as file:
             file.seek(start)
             pieces = []
             while length > 0 and (piece := file.read(length)):
@@ -80,7 +86,7 @@ class FileStore:
                 _rename(written, target)
             _sync_folder(target.parent)
 
-    def create(self, key: str, body: bytes | Path) -> bool:
+    def create(self, key: str, body: bytes | Path, *, sha256: str | None = None) -> bool:  # noqa: ARG002 - no network to guard
         """Write the object only if there is none. Of racing writers one succeeds with its hard link."""
         with self._writing(key):
             if self.path(key).is_file():
@@ -114,11 +120,11 @@ class FileStore:
         return True
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size and ETag, or None where there is no object."""
+        """Size, ETag and time, or None where there is no object."""
         path = self.path(key)
         try:
             with self._reading(key):
-                return None if path.is_dir() else _info(key, path.stat())
+                return _info(key, path.stat())
         except KeyError:
             return None
 
@@ -172,9 +178,11 @@ class FileStore:
                 yield from self._walk(folder / entry.name, key, prefix, above | {here})
                 continue
             try:
-                yield _info(check_key(key), entry.stat())
+                found_here = _info(check_key(key), entry.stat())
             except FileNotFoundError:  # deleted since, or a link to nothing
                 continue
+            if found_here is not None:
+                yield found_here
 
     @contextmanager
     def _unfinished(self, key: str, body: bytes | Path) -> Iterator[tuple[Path, Path]]:
@@ -199,6 +207,15 @@ class FileStore:
             written.unlink(missing_ok=True)
 
     @contextmanager
+    def _opened(self, key: str) -> Iterator[io.FileIO]:
+        """The object for reading. A pipe is not waited for, a device not read: they are no objects."""
+        descriptor = os.open(self.path(key), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with io.FileIO(descriptor) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise KeyError(key)
+            yield file
+
+    @contextmanager
     def _reading(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -217,9 +234,12 @@ class FileStore:
             raise UserError(f"object key {key!r}: a file store cannot hold both 'a' and 'a/b'") from error
 
 
-def _info(key: str, status: os.stat_result) -> ObjectInfo:
+def _info(key: str, status: os.stat_result) -> ObjectInfo | None:
+    """What the file is as an object; pipes, devices and folders are none."""
+    if not stat.S_ISREG(status.st_mode):
+        return None
     etag = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
-    return ObjectInfo(key=key, size=status.st_size, etag=etag)
+    return ObjectInfo(key=key, size=status.st_size, etag=etag, modified=status.st_mtime)
 
 
 def _rename(written: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.object_store.body import Body, content_md5
+from pipeline.object_store.s3_answers import required
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,16 +45,19 @@ class MultipartUpload:
 
         The upload is aborted where anything fails or `complete` answers False, so that no parts are left.
         """
-        begun = self.retry(
-            lambda: self.client.create_multipart_upload(Bucket=self.bucket, Key=self.key, Metadata=metadata)
+        upload_id = self.retry(
+            lambda: required(
+                self.client.create_multipart_upload(Bucket=self.bucket, Key=self.key, Metadata=metadata),
+                "UploadId",
+            )
         )
         finished = False
         try:
-            parts = self._send_parts(begun["UploadId"], body)
-            finished = complete(Upload(id=begun["UploadId"], parts=parts))
+            parts = self._send_parts(upload_id, body)
+            finished = complete(Upload(id=upload_id, parts=parts))
         finally:
             if not finished:
-                self._abort(begun["UploadId"])
+                self._abort(upload_id)
         return finished
 
     def _send_parts(self, upload: str, body: Body) -> "list[CompletedPartTypeDef]":
@@ -74,17 +78,20 @@ class MultipartUpload:
     ) -> "CompletedPartTypeDef":
         piece = part(start=start, length=length)
         digest = content_md5(hashlib.md5(piece, usedforsecurity=False))
-        answer = self.retry(
-            lambda: self.client.upload_part(
-                Bucket=self.bucket,
-                Key=self.key,
-                UploadId=upload,
-                PartNumber=number,
-                Body=piece,
-                ContentMD5=digest,
+        etag = self.retry(
+            lambda: required(
+                self.client.upload_part(
+                    Bucket=self.bucket,
+                    Key=self.key,
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=piece,
+                    ContentMD5=digest,
+                ),
+                "ETag",
             )
         )
-        return {"PartNumber": number, "ETag": answer["ETag"]}
+        return {"PartNumber": number, "ETag": etag}
 
     def _abort(self, upload: str) -> None:
         try:

@@ -14,10 +14,15 @@ _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _KNOWN = "s3://BUCKET/PREFIX, file:///FOLDER, or a folder's path"
 
 
-def open_store(url: str | Path) -> ObjectStore:
+def open_store(url: str | Path, *, sharing: int | None = None) -> ObjectStore:
     """The store at `s3://bucket/prefix`, `file:///folder`, or a folder's path (relative to where we run).
 
     Opening asks the network nothing: a missing bucket or wrong credentials show at the first call.
+
+    Args:
+        url: where.
+        sharing: of how many processes this is one, where a driver that has reached the store set them to work:
+            each takes its share of the requests that S3 serves, and takes a silent server for one that is away.
 
     Raises:
         UserError: the URL has another scheme or is no URL of its scheme.
@@ -33,7 +38,7 @@ def open_store(url: str | Path) -> ObjectStore:
         raise UserError(f"store URL with unknown scheme {scheme!r}: use {_KNOWN}")
     if not slash:
         raise UserError(f"store URL {text!r} lacks a slash: use {_KNOWN}")
-    return _open_s3(rest) if scheme.lower() == "s3" else _open_folder(text, rest)
+    return _open_s3(rest, sharing) if scheme.lower() == "s3" else _open_folder(text, rest)
 
 
 def _open_folder(url: str, rest: str) -> ObjectStore:
@@ -43,7 +48,8 @@ def _open_folder(url: str, rest: str) -> ObjectStore:
     return FileStore(root=path)
 
 
-def _open_s3(rest: str) -> ObjectStore:
+def _open_s3(rest: str, sharing: int | None) -> ObjectStore:
+    from pipeline.object_store.request_rate import RequestRate
     from pipeline.object_store.s3 import S3Store
 
     bucket, _, prefix = rest.partition("/")
@@ -51,4 +57,6 @@ def _open_s3(rest: str) -> ObjectStore:
         raise UserError("an s3:// URL holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if not _BUCKET.fullmatch(bucket):
         raise UserError(f"{bucket!r} is no bucket's name: use s3://BUCKET/PREFIX")
-    return S3Store(bucket=bucket, prefix=check_prefix(prefix.rstrip("/")))
+    rate = RequestRate() if sharing is None else RequestRate.shared_by(sharing)
+    prefix = check_prefix(prefix.rstrip("/"))
+    return S3Store(bucket=bucket, prefix=prefix, rate=rate, reached=sharing is not None)

@@ -1,29 +1,35 @@
 """Objects in an S3 bucket, over boto3, on any server that speaks S3."""
 
+import base64
 import errno
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from ldznet.errors import UserError
 from pipeline.object_store.body import Body, content_md5
 from pipeline.object_store.client import ClientSource, NeverReachedError
+from pipeline.object_store.faults import DamagedObjectError, UnavailableObjectError
 from pipeline.object_store.key import check_key, check_prefix
 from pipeline.object_store.multipart import MultipartUpload, Upload
+from pipeline.object_store.request_rate import RequestRate
 from pipeline.object_store.retries import Retries
+from pipeline.object_store.s3_answers import MD5, PLAIN_MD5, object_info, ranged_body, required, whole_body
 from pipeline.object_store.s3_errors import (
+    FAULTS,
+    S3Fault,
     error_code,
+    is_damage,
     is_infrastructure,
     status,
     users_mistake,
-    was_retried,
     without_credentials,
 )
 from pipeline.object_store.store import ObjectInfo
@@ -31,7 +37,6 @@ from pipeline.object_store.store import ObjectInfo
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
-        GetObjectOutputTypeDef,
         HeadObjectOutputTypeDef,
         ListObjectsV2OutputTypeDef,
         ListObjectsV2RequestTypeDef,
@@ -51,7 +56,8 @@ class S3Store:
     A body goes as one PUT up to S3's limit of 5 GiB, streamed: one PUT is atomic and honours its condition.
     Servers do not agree on conditions for uploads in parts: some ignore them, and SeaweedFS 4.48 lets several
     racing completions win. So only `put` goes in parts beyond that size; `create` and `replace` refuse.
-    Each body is guarded by its MD5, which the server checks before it shows the object.
+    Each body is guarded by its MD5, which the server checks before it shows the object, and which goes with the
+    object as metadata for its readers: an ETag is not always one.
     """
 
     bucket: str
@@ -60,16 +66,32 @@ class S3Store:
     largest_put: int = 5 << 30  # bytes
     part_size: int = 64 << 20  # bytes; S3 wants 5 MiB or more
     retries: Retries = field(default_factory=Retries)
-    _source: ClientSource = field(default_factory=ClientSource, init=False, repr=False, compare=False)
+    rate: RequestRate = field(default_factory=RequestRate)
+    reached: bool = False  # the server has answered this job before: where it does not now, it is away
+    _source: ClientSource = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """The client is made at the first use."""
+        source = ClientSource(bucket=self.bucket, rate=self.rate, reached=self.reached)
+        object.__setattr__(self, "_source", source)
 
     @property
     def url(self) -> str:
         """`s3://bucket/prefix`, without a slash at its end."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
-    def get(self, key: str) -> bytes:
-        """The whole object. `KeyError` where there is none; `OSError` where the answer keeps breaking off."""
-        return self._try(key, lambda _: self._read(key)[0])
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The whole object. `KeyError` where there is none; `ObjectTooLargeError`, unread, above `at_most` bytes.
+
+        `DamagedObjectError` where its MD5 never is the one that it was written with.
+        """
+        name, where = self._name(key), f"{self.url}/{key}"
+
+        def read(_: int) -> bytes:
+            answer = self._client.get_object(Bucket=self.bucket, Key=name)
+            return whole_body(answer, where=where, at_most=at_most, bucket=self.bucket)
+
+        return self._try(key, read)
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         """`length` bytes from `start`. `KeyError` where there is no object; `OSError` where it is shorter."""
@@ -77,18 +99,16 @@ class S3Store:
             if self.stat(key) is None:
                 raise KeyError(key)
             return b""
-        wanted = f"bytes={start}-{start + length - 1}"
+        name, wanted = self._name(key), f"bytes={start}-{start + length - 1}"
 
         def read(_: int) -> bytes | None:
             try:
-                body, answer = self._read(key, Range=wanted)
+                answer = self._client.get_object(Bucket=self.bucket, Key=name, Range=wanted)
             except ClientError as error:
                 if status(error) == 416:
                     return None
                 raise
-            if not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
-                raise OSError(errno.EIO, f"{self.url}/{key}: the server ignored the range asked for")
-            return body
+            return ranged_body(answer, start=start)
 
         body = self._try(key, read)
         if body is None or len(body) != length:
@@ -100,25 +120,25 @@ class S3Store:
         if not self._write(key, body):
             raise OSError(errno.EIO, f"{self.url}/{key}: somebody aborted the upload")
 
-    def create(self, key: str, body: bytes | Path) -> bool:
+    def create(self, key: str, body: bytes | Path, *, sha256: str | None = None) -> bool:
         """Write the object only if there is none (`If-None-Match: *`). False where one was there first.
 
-        Where an answer was lost and the next try finds an object, that is looked at: True if it is our own.
+        Where an answer was lost and the next try finds an object, that is looked at: True if it is our own. A body
+        whose SHA-256 is known goes with that in place of its MD5, which takes longer than packing it.
         """
-        return self._write(key, body, IfNoneMatch="*")
+        return self._write(key, body, sha256=sha256, IfNoneMatch="*")
 
     def replace(self, key: str, body: bytes | Path, *, etag: str) -> bool:
         """Write the object only over the version with this ETag (`If-Match`). False where that is gone."""
         return self._write(key, body, IfMatch=f'"{etag}"')
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size and ETag, or None where there is no object."""
+        """Size, ETag and time, or None where there is no object."""
         name = self._name(key)
         try:
-            found = self._try(key, lambda _: self._head(name))
+            return self._try(key, lambda _: object_info(key, self._head(name), size="ContentLength"))
         except KeyError:
             return None
-        return ObjectInfo(key=key, size=found["ContentLength"], etag=found["ETag"].strip('"'))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose key starts with `prefix`, in key order, fetched page by page.
@@ -184,16 +204,15 @@ class S3Store:
             self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
             known.add(self.bucket)
 
-    def _read(self, key: str, **wanted: Any) -> "tuple[bytes, GetObjectOutputTypeDef]":
-        answer = self._client.get_object(Bucket=self.bucket, Key=self._name(key), **wanted)
-        with answer["Body"] as stream:
-            del stream  # the raw stream, which does not notice a body cut short
-            return answer["Body"].read(), answer
-
-    def _write(self, key: str, source: bytes | Path, **condition: str) -> bool:
+    def _write(self, key: str, source: bytes | Path, *, sha256: str | None = None, **condition: str) -> bool:
         """Write with a condition (a header's name in boto3 and its value); False where it does not hold."""
         name, body = self._name(key), Body(source)
-        metadata = {WRITER: uuid4().hex}
+        metadata, guard = {WRITER: uuid4().hex}, {}
+        if sha256 is not None and body.size <= self.largest_put:
+            guard["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+        else:
+            digest = body.md5()
+            metadata[MD5], guard["ContentMD5"] = digest.hexdigest(), content_md5(digest)
         if body.size > self.largest_put:
             if condition:
                 raise UserError(
@@ -203,24 +222,39 @@ class S3Store:
             return self._write_parts(key, body, metadata)
 
         def put(number: int) -> bool:
-            digest = body.md5()
             with body.open() as stream:
                 return self._conditionally(
                     key,
-                    lambda: self._client.put_object(
-                        Bucket=self.bucket,
-                        Key=name,
-                        Body=stream,
-                        ContentMD5=content_md5(digest),
-                        Metadata=metadata,
-                        **condition,  # type: ignore[arg-type]
+                    lambda: self._check_guarded(
+                        key,
+                        body,
+                        guard,
+                        self._client.put_object(
+                            Bucket=self.bucket,
+                            Key=name,
+                            Body=stream,
+                            Metadata=metadata,
+                            **guard,  # type: ignore[arg-type]
+                            **condition,  # type: ignore[arg-type]
+                        ),
                     ),
                     again=number > 0,
                     body=body,
-                    writer=metadata[WRITER],
+                    metadata=metadata,
                 )
 
         return self._try(key, put)
+
+    def _check_guarded(
+        self, key: str, body: Body, guard: Mapping[str, str], answer: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """A server that knows nothing of SHA-256 has not looked at it, and does not repeat it: look at the ETag."""
+        expected = guard.get("ChecksumSHA256")
+        if expected is not None and answer.get("ChecksumSHA256") != expected:
+            etag = str(answer.get("ETag", "")).strip('"')
+            if PLAIN_MD5.fullmatch(etag) and etag != body.md5().hexdigest():
+                raise DamagedObjectError(f"{self.url}/{key} was changed on its way to the server")
+        return answer
 
     def _write_parts(self, key: str, body: Body, metadata: dict[str, str]) -> bool:
         upload = MultipartUpload(
@@ -244,28 +278,34 @@ class S3Store:
                     ),
                     again=number > 0,
                     body=body,
-                    writer=metadata[WRITER],
+                    metadata=metadata,
                 ),
             )
 
         return upload.send(body, metadata=metadata, complete=complete)
 
     def _conditionally(
-        self, key: str, write: Callable[[], object], *, again: bool, body: Body, writer: str
+        self,
+        key: str,
+        write: Callable[[], Mapping[str, Any]],
+        *,
+        again: bool,
+        body: Body,
+        metadata: dict[str, str],
     ) -> bool:
         """True where the write took effect, False where its condition did not hold."""
         try:
-            write()
+            required(write(), "ETag")
         except ClientError as error:
             # 404: If-Match without an object, or an upload in parts that an earlier try has completed.
             refused = status(error) == 412 or error_code(error) in {"NoSuchKey", "NoSuchUpload"}
             if not refused:
                 raise
             self._require_bucket()  # without one, some servers answer 412 as well
-            return (again or was_retried(error)) and self._is_ours(key, body, writer)
+            return again and self._is_ours(key, body, metadata)
         return True
 
-    def _is_ours(self, key: str, body: Body, writer: str) -> bool:
+    def _is_ours(self, key: str, body: Body, metadata: dict[str, str]) -> bool:
         """Whether the object there was written by an earlier try of this very call, whose answer was lost."""
         try:
             found = self._client.head_object(Bucket=self.bucket, Key=self._name(key))
@@ -273,10 +313,11 @@ class S3Store:
             if status(error) == 404:
                 return False
             raise
+        info = object_info(key, found, size="ContentLength")
         if WRITER in found["Metadata"]:
-            return found["Metadata"][WRITER] == writer
+            return found["Metadata"][WRITER] == metadata[WRITER]
         # A server that keeps no metadata: equal bytes are as good.
-        return found["ContentLength"] == body.size and found["ETag"].strip('"') == body.md5().hexdigest()
+        return (info.size, info.etag) == (body.size, metadata.get(MD5) or body.md5().hexdigest())
 
     def _walk(self, start: str, base: str) -> Iterator[ObjectInfo]:
         """Objects whose full name starts with `start`; folders end with `/` and are walked in their turn."""
@@ -288,9 +329,7 @@ class S3Store:
             for entry in page.get("Contents", []):
                 last = max(last, entry["Key"])
                 if not entry["Key"].endswith("/"):  # a folder's marker, as some tools leave them
-                    info = ObjectInfo(
-                        key=entry["Key"].removeprefix(base), size=entry["Size"], etag=entry["ETag"].strip('"')
-                    )
+                    info = object_info(entry["Key"].removeprefix(base), entry, size="Size")
                     heapq.heappush(held, (entry["Key"], info))
             for folder in page.get("CommonPrefixes", []):
                 last = max(last, folder["Prefix"].rstrip("/"))
@@ -310,11 +349,19 @@ class S3Store:
         wanted["MaxKeys"] = self.page_size
         if token is not None:
             wanted["ContinuationToken"] = token
-        return self._try(start, lambda _: self._client.list_objects_v2(**wanted))
+        key = start.removeprefix(f"{self.prefix}/")
+
+        def ask(_: int) -> "ListObjectsV2OutputTypeDef":
+            page = self._client.list_objects_v2(**wanted)
+            required(page, "IsTruncated")
+            return page
+
+        return self._try(key, ask)
 
     def _try(self, key: str, call: Callable[[int], Answer]) -> Answer:
         """Call with the try's number until it answers; a user's mistake or a missing key ends it at once."""
-        failure: BotoCoreError | ClientError | None = None
+        failure: S3Fault | None = None
+        damaged = 0
         for number in self.retries.waits():
             try:
                 return call(number)
@@ -322,16 +369,19 @@ class S3Store:
                 raise UserError(
                     f"no object store answers at {self._endpoint}: start it, or correct AWS_ENDPOINT_URL"
                 ) from error
-            except (BotoCoreError, ClientError) as error:
+            except FAULTS as error:
                 if not is_infrastructure(error):
                     raise self._explained(error, key) from error
                 log.debug("try %d of %s/%s: %s", number + 1, self.url, key, type(error).__name__)
                 failure = error
-        raise OSError(
-            errno.EIO, f"{self.url}/{key}: no success in {number + 1} tries: {failure}"
-        ) from failure
+                damaged += is_damage(error)
+                if damaged >= self.retries.damaged_tries:
+                    break
+        assert failure is not None, "there is at least one try"
+        kind = DamagedObjectError if is_damage(failure) else UnavailableObjectError
+        raise kind(f"{self.url}/{key}: no success in {number + 1} tries: {failure}") from failure
 
-    def _explained(self, error: BotoCoreError | ClientError, key: str) -> Exception:
+    def _explained(self, error: S3Fault, key: str) -> Exception:
         """The exception that the caller is to see."""
         mistake = users_mistake(error, endpoint=self._endpoint, bucket=self.bucket, key=key)
         if mistake is None and isinstance(error, ClientError) and status(error) == 404:

@@ -1,31 +1,26 @@
 """What an S3 error means: try again, the user's mistake, or an answer like any other."""
 
+from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 
 from ldznet.errors import UserError
 
-_INFRASTRUCTURE = frozenset(
-    {
-        "BadDigest",  # the body was changed on its way
-        "IncompleteBody",
-        "RequestTimeout",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "XAmzContentSHA256Mismatch",
-    }
-)
+_CHANGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})  # the body was changed on its way
+_THROTTLED = frozenset({"SlowDown", "Throttling", "ThrottlingException"})
+_INFRASTRUCTURE = _CHANGED | _THROTTLED | {"IncompleteBody", "RequestTimeout"}
 _CREDENTIALS = frozenset(
     {
         "AuthorizationHeaderMalformed",
@@ -39,6 +34,14 @@ _CREDENTIALS = frozenset(
 )
 
 
+class BrokenAnswerError(Exception):
+    """An answer that no server gives: something on the way has changed it, or stands in for the server."""
+
+
+S3Fault = BotoCoreError | ClientError | ResponseParserError | BrokenAnswerError
+FAULTS = (BotoCoreError, ClientError, ResponseParserError, BrokenAnswerError)
+
+
 def error_code(error: ClientError) -> str:
     """The server's word for it; for a HEAD, which has no body, the HTTP status."""
     return str(error.response.get("Error", {}).get("Code", ""))
@@ -49,21 +52,28 @@ def status(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def was_retried(error: ClientError) -> bool:
-    """Whether botocore had sent the request before, so that an earlier sending may have taken effect."""
-    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) > 0
-
-
-def is_infrastructure(error: BotoCoreError | ClientError) -> bool:
-    """Whether the same request may succeed later: throttling, 5xx, 409, resets, timeouts, cut bodies."""
+def is_infrastructure(error: S3Fault) -> bool:
+    """Whether the same request may succeed later: throttling, 5xx, 409, resets, timeouts, damaged bodies."""
     if isinstance(error, ClientError):
         return status(error) in {409, 429} or status(error) >= 500 or error_code(error) in _INFRASTRUCTURE
-    return isinstance(error, (HTTPClientError, BotoConnectionError, IncompleteReadError))
+    cut = isinstance(error, (HTTPClientError, BotoConnectionError, IncompleteReadError))
+    return cut or is_damage(error)
 
 
-def users_mistake(
-    error: BotoCoreError | ClientError, *, endpoint: str, bucket: str, key: str
-) -> UserError | None:
+def is_damage(error: S3Fault) -> bool:
+    """Whether what was sent is not what arrived, there or here."""
+    if isinstance(error, ClientError):
+        return error_code(error) in _CHANGED
+    return isinstance(error, (FlexibleChecksumError, ResponseParserError, BrokenAnswerError))
+
+
+def asks_to_slow_down(answer: dict[str, Any]) -> bool:
+    """Whether a parsed answer is S3's wish for fewer requests."""
+    throttled = answer.get("Error", {}).get("Code") in _THROTTLED
+    return throttled or answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in {429, 503}
+
+
+def users_mistake(error: S3Fault, *, endpoint: str, bucket: str, key: str) -> UserError | None:
     """The mistake in one line without a secret, or None where the error is not the user's."""
     shown = without_credentials(endpoint)
     line = None

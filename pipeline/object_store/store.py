@@ -13,14 +13,16 @@ class ObjectInfo:
     key: str
     size: int  # bytes
     etag: str
+    modified: float  # when it was written, by the store's clock: seconds since the epoch
 
 
 class ObjectStore(Protocol):
     """Objects under one URL. Keys are relative, with `/` between their parts.
 
     Every call may be retried inside (bounded, jittered) for what the infrastructure did, and ends as
-    `OSError` where that does not help; a user's mistake (bucket missing, wrong credentials, no permission,
-    a key that leaves the store) is a `UserError` at once. Stores may be pickled, and shared by threads.
+    `OSError` where that does not help (see `faults`); a user's mistake (bucket missing, wrong credentials, no
+    permission, a key that leaves the store) is a `UserError` at once. Stores may be pickled, and shared by
+    threads. What is written, and what `get` reads, is checked on its way; ranges are for the caller to check.
     """
 
     @property
@@ -28,8 +30,8 @@ class ObjectStore(Protocol):
         """The store's URL, without a slash at its end."""
         ...
 
-    def get(self, key: str) -> bytes:
-        """The whole object. `KeyError` where there is none."""
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The whole object. `KeyError` where there is none; `ObjectTooLargeError`, unread, above `at_most` bytes."""
         ...
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
@@ -40,8 +42,11 @@ class ObjectStore(Protocol):
         """Write or replace the object, whole or not at all. A `Path` is streamed."""
         ...
 
-    def create(self, key: str, body: bytes | Path) -> bool:
-        """Write the object only if there is none (`If-None-Match: *`). False where one was there first."""
+    def create(self, key: str, body: bytes | Path, *, sha256: str | None = None) -> bool:
+        """Write the object only if there is none (`If-None-Match: *`). False where one was there first.
+
+        `sha256`, where it is known already, guards the body on its way in place of a checksum computed here.
+        """
         ...
 
     def replace(self, key: str, body: bytes | Path, *, etag: str) -> bool:
@@ -49,7 +54,7 @@ class ObjectStore(Protocol):
         ...
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size and ETag, or None where there is no object."""
+        """Size, ETag and time, or None where there is no object."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

@@ -2,17 +2,15 @@
 
 import base64
 import hashlib
-import http.client
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from botocore.exceptions import ClientError
+from fault.chaos_proxy import Script, served
 
 from ldznet.errors import UserError
 from pipeline.object_store.opening import open_store
@@ -23,101 +21,12 @@ QUICK = Retries(tries=3, first_wait_s=0.01)
 MIB = 1 << 20
 
 
-class Proxy(BaseHTTPRequestHandler):
-    """Passes requests on, unless `fault` names something to be done to one."""
-
-    protocol_version = "HTTP/1.1"
-    upstream: str
-    fault: Callable[[str, str], str | None]
-
-    def pass_on(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = type(self).fault(self.command, self.path)
-        if fault is not None and fault.isdigit():
-            self.send_error(int(fault))
-            return
-        if fault == "reset":
-            self.close_connection = True
-            return
-        if fault == "corrupt":
-            body = bytes([body[0] ^ 1]) + body[1:]
-        answer, content = self.ask(body)
-        if fault == "lose the answer":
-            self.close_connection = True
-            return
-        self.tell(answer, content)
-        if fault == "cut":
-            content = content[: len(content) // 2]
-            self.close_connection = True
-        self.wfile.write(content)
-
-    def ask(self, body):
-        server = http.client.HTTPConnection(self.upstream, timeout=30)
-        server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name != "Expect":
-                server.putheader(name, value)
-        server.endheaders(body)
-        answer = server.getresponse()
-        content = answer.read()
-        server.close()
-        return answer, content
-
-    def tell(self, answer, content):
-        self.send_response_only(answer.status)
-        for name, value in answer.getheaders():
-            if name not in {"Transfer-Encoding", "Connection"}:
-                self.send_header(name, value)
-        if answer.getheader("Content-Length") is None and answer.status != 204:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-
-    def log_message(self, *arguments):
-        pass
-
-
-for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
-    setattr(Proxy, f"do_{method}", Proxy.pass_on)
-
-
-class Faults:
-    """What happens to the next requests of a method, one after the other; afterwards nothing does."""
-
-    def __init__(self):
-        self.plan: dict[str, list[str]] = {}
-        self.seen: list[str] = []
-        self._lock = threading.Lock()
-
-    def __call__(self, method, path):
-        with self._lock:
-            self.seen.append(method)
-            waiting = self.plan.get(method, [])
-            return waiting.pop(0) if waiting else None
-
-
 @pytest.fixture
-def faults(seaweedfs, monkeypatch) -> Iterator[Faults]:
-    plan = Faults()
+def faults(seaweedfs, monkeypatch) -> Iterator[Script]:
+    plan = Script()
     with served(seaweedfs, plan) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         yield plan
-
-
-@contextmanager
-def served(seaweedfs, fault):
-    handler = type("Handler", (Proxy,), {"upstream": urlsplit(seaweedfs.endpoint).netloc, "fault": fault})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        handler.fault = lambda method, path: (
-            "reset"
-        )  # connections that are still open end with the next request
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture
@@ -151,6 +60,7 @@ def test_a_write_survives_what_the_infrastructure_does_once(behind, direct, faul
 
 @pytest.mark.parametrize("lost", [1, 2, 4])
 def test_create_knows_its_own_write_again_after_lost_answers(behind, direct, faults, lost):
+    behind = replace(behind, retries=replace(QUICK, tries=lost + 1))
     faults.plan["PUT"] = ["lose the answer"] * lost
     assert behind.create("a", b"body")
     assert direct.get("a") == b"body"
@@ -171,10 +81,19 @@ def test_replace_knows_its_own_write_again_after_a_lost_answer(behind, direct, f
     assert direct.get("a") == b"new"
 
 
-def test_a_body_changed_on_its_way_is_never_shown(behind, direct, faults):
+@pytest.mark.parametrize("sha256", [None, hashlib.sha256(b"body").hexdigest()], ids=["md5", "sha256"])
+def test_a_body_changed_on_its_way_is_never_shown(behind, direct, faults, sha256):
     faults.plan["PUT"] = ["corrupt"] * 3
     with pytest.raises(OSError, match="in 3 tries"):
-        behind.create("a", b"body")
+        behind.create("a", b"body", sha256=sha256)
+    assert direct.stat("a") is None
+    assert behind.create("a", b"body", sha256=sha256)
+    assert direct.get("a") == b"body"
+
+
+def test_a_body_that_is_not_what_its_sha256_says_is_refused(behind, direct):
+    with pytest.raises(OSError, match="tries"):
+        behind.create("a", b"body", sha256=hashlib.sha256(b"other").hexdigest())
     assert direct.stat("a") is None
 
 
@@ -215,7 +134,7 @@ def test_a_listing_survives_throttling(behind, direct, faults):
 
 
 def test_a_server_that_went_away_is_no_mistake_of_the_users(seaweedfs, direct, monkeypatch):
-    with served(seaweedfs, Faults()) as endpoint:
+    with served(seaweedfs, Script()) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         store = S3Store(bucket=direct.bucket, prefix=direct.prefix, retries=QUICK)
         store.put("a", b"1")
