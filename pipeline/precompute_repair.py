@@ -1,0 +1,125 @@
+"""`precompute --repair`: what is broken of a set, as work to do again, and manifests renewed afterwards."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ldznet.errors import UserError
+from pipeline.cache import layout
+from pipeline.cache.committed_shard import CommittedShard
+from pipeline.cache.inventory import read_spec
+from pipeline.cache.manifest import (
+    Manifest,
+    committed_shards,
+    find_answer,
+    find_manifest,
+    list_manifests,
+    list_specs,
+)
+from pipeline.cache.member_table import key_numbers
+from pipeline.cache.mending import renew_manifest
+from pipeline.cache.plan import PlannedShard, shard_id
+from pipeline.cache.receipt import read_receipt
+from pipeline.cache.verification import verify_manifest
+from pipeline.increment import PlannedWork
+from pipeline.object_store.store import ObjectStore
+from pipeline.precompute import ListedSet
+from pipeline.recipe import Recipe
+from pipeline.shard_repair import BrokenShard, repair_needs, restore_receipts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokenWork:
+    """A shard to compute again, and the object that a manifest names for it now."""
+
+    work: PlannedWork
+    object_key: str
+
+
+def find_broken(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> list[BrokenWork]:
+    """Verify every byte of a set's standing cache, mend what needs no computation, and return what does.
+
+    Raises:
+        UserError: a shard cannot be computed again, since the data set does not hold its samples any more.
+    """
+    manifest = _readable_manifest(recipe, listed, store=store)
+    if manifest is None:
+        return []
+    faults = list(verify_manifest(store, manifest))
+    for fault in faults:
+        logger.warning("%s: %s: %s", fault.object_key, fault.what, fault.detail)
+    if any(fault.shard is None for fault in faults):  # an index tells the members of shards: it comes first
+        manifest = renew_manifest(store, manifest)
+        faults = list(verify_manifest(store, manifest))
+    needs = repair_needs(store, manifest, faults)
+    restore_receipts(store, needs.receipts)
+    if not needs.any:
+        logger.info("%s: all %d shards are sound", listed.set_name, len(manifest.shards))
+    return [_work(listed, broken, store=store) for broken in needs.broken]
+
+
+def _readable_manifest(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> Manifest | None:
+    """The set's manifest. One that is damaged is given up: precompute writes it anew from receipts."""
+    request = recipe.request_digest(listed.set_name)
+    try:
+        answer = find_answer(store, request)
+    except UserError as error:
+        logger.warning("%s", error)
+        store.delete(layout.request_key(request))
+        return None
+    try:
+        return find_manifest(store, request)
+    except UserError as error:
+        assert answer is not None, "a manifest was found through it"
+        logger.warning("%s", error)
+        store.delete(layout.request_key(request))
+        store.delete(layout.manifest_key(answer.cache_key, answer.manifest_id))
+        return None
+
+
+def _work(listed: ListedSet, broken: BrokenShard, *, store: ObjectStore) -> BrokenWork:
+    reference = broken.reference
+    spec = read_spec(store, reference.cache_key)
+    rows = listed.table.rows_with(key_numbers(broken.member_keys))
+    members_there = not (rows < 0).any()
+    if spec is None or not members_there or shard_id(spec.key, listed.table.keys[rows]) != reference.shard_id:
+        raise UserError(
+            f"{reference.object_key} cannot be computed again from the set {listed.set_name!r}: its samples are not "
+            f"all there any more; `ldznet cache collect --drop {reference.cache_key[:12]}` gives the cache up"
+        )
+    planned = PlannedShard(shard_id=reference.shard_id, rows=rows)
+    source = _source(store, spec.key, reference.shard_id) if spec.features.stored_from else None
+    work = PlannedWork(spec=spec, shard=planned, source=source)
+    return BrokenWork(work=work, object_key=reference.object_key)
+
+
+def _source(store: ObjectStore, cache_key: str, converted: str) -> CommittedShard:
+    receipt = read_receipt(store, cache_key=cache_key, shard_id=converted)
+    named = receipt.converted_from if receipt else None
+    if named is not None:
+        for manifest in list_manifests(store, layout.cache_key_of(named)):
+            for shard in committed_shards(store, manifest):
+                if shard.reference.object_key == named:
+                    return shard
+    raise UserError(
+        f"shard {converted} was converted from one that is not there any more: "
+        f"`ldznet cache collect --drop {cache_key[:12]}` gives this cache up"
+    )
+
+
+def renew_manifests(store: ObjectStore, replaced: Iterable[str]) -> None:
+    """Renew every manifest that names an object which a repair has replaced by another."""
+    gone = set(replaced)
+    if not gone:
+        return
+    for manifest in list(_all_manifests(store)):
+        if gone & set(manifest.object_keys):
+            renew_manifest(store, manifest)
+            logger.info("manifest %s is renewed", manifest.manifest_id)
+
+
+def _all_manifests(store: ObjectStore) -> Iterator[Manifest]:
+    for spec in list_specs(store):
+        yield from list_manifests(store, spec.key)
