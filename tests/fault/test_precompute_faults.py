@@ -50,8 +50,11 @@ def undisturbed(ray_here: None, seaweedfs: Any, arguments: list[str]) -> dict[st
 
 
 def content(store: ObjectStore) -> dict[str, str]:
-    """All that must be equal whatever happened, by content; lists of URLs and MLflow's run ids are not."""
-    named = (info for info in store.list() if not info.key.startswith("requests/"))
+    """All that must be equal whatever happened, by content; lists of URLs and MLflow's run ids are not.
+
+    Nor are leases: a driver that was killed leaves its own, until it runs out.
+    """
+    named = (info for info in store.list() if not info.key.startswith(("requests/", "leases/")))
     return {info.key: info.etag for info in named if not info.key.endswith(".shards.txt")}
 
 
@@ -181,3 +184,38 @@ def test_a_stopped_driver_goes_on_where_it_was(
     assert standing.items() <= committed(store).items()
     assert content(store) == undisturbed
     assert f"in {SHARDS - len(standing)} shards with" in caplog.text  # only what was missing
+
+
+def test_a_lost_raylet_is_survived_or_told_and_the_next_run_completes(
+    undisturbed: dict[str, str], arguments: list[str], s3_url: str, tmp_path: Path
+) -> None:
+    """Its workers may outlive it and go on to the end; where they do not, the job ends and says why."""
+    store = open_store(s3_url)
+    driver = start_driver(arguments, s3_url, tmp_path / "driver.log")
+    wait_for(lambda: committed(store))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    (raylet,) = [each for each in family if Path(name_of(each)).name == "raylet"]
+    raylet.send_signal(signal.SIGKILL)
+    struck_after = len(committed(store))
+    try:
+        code = driver.wait(PATIENCE_S)
+    finally:
+        driver.kill()
+        driver.wait()
+        for each in family:  # a head's other processes notice only after a minute
+            if name_of(each):
+                each.kill()
+    wait_for(lambda: not any(map(name_of, family)))
+    sys.stdout.write(f"raylet lost after {struck_after} of {SHARDS} shards: the driver ended with {code}\n")
+    assert struck_after < SHARDS, "it was struck too late"
+    assert code != 2, "no mistake of the user's"
+    if code == 0:
+        assert content(store) == undisturbed
+    else:
+        told = (tmp_path / "driver.log").read_text().lower()
+        assert "raylet" in told or "node" in told
+        assert not [info.key for info in store.list("requests/")]
+    standing = committed(store)
+    assert main([*arguments, f"cache.url={s3_url}"]) == 0
+    assert standing.items() <= committed(store).items()
+    assert content(store) == undisturbed
