@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
+TESTS_AT_ONCE ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit integration format clean
+.PHONY: help setup demo test lint types imports unit integration test-faults bench format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,7 +48,13 @@ unit: setup ## Quick tests
 	@$(BIN)/python -m pytest tests/unit tests/reference
 
 integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
-	@$(BIN)/python -m pytest tests/integration tests/fault
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/integration tests/fault
+
+test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
+	@$(BIN)/python -m pytest --long tests/fault
+
+bench: setup ## Benchmarks, both sides of each in one run; docs/benchmarks.md is made from them
+	@$(BIN)/python -m tests.benchmarks.run_all
 
 format: setup ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix .

@@ -11,10 +11,13 @@ COMMANDS = {
     "demo": "the whole flow on this machine, from nothing, with pictures",
     "scenes": "generate the scenes data set that a recipe describes",
     "miniature": "make the miniature, untrained LDM that a recipe describes",
+    "plan": "what a precompute and training on it will take, before anything is spent",
     "precompute": "frozen features of a recipe's sets into shards on the object store",
+    "cache": "list, show, verify and clean up feature caches",
     "train": "train a network on cached features with Ray Train and DeepSpeed",
     "evaluate": "score networks on cached sets: mIoU, IoU_FG, AP, with intervals",
     "segment": "masks of phrases in a photo",
+    "services": "an S3 server, MLflow and a Ray head on this machine: start, status, stop",
     "import": "an LD-ZNet or Stable Diffusion checkpoint into a folder that the other commands take",
 }
 _FILES = {"import": "import_checkpoint"}  # where a command's name is not its file's

@@ -7,7 +7,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,17 @@ def exit_code_of(action: Callable[[], None]) -> int:
     return 0
 
 
-def recipe_job(name: str) -> Callable[[Callable[["Recipe"], object]], Callable[..., int]]:
-    """Make a job's `main(argv) -> exit code` from a function of a recipe: `NAME RECIPE [a.b=c ...]`."""
+def recipe_job(
+    name: str, *, flags: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., object]], Callable[..., int]]:
+    """Make a job's `main(argv) -> exit code` from a function of a recipe: `NAME RECIPE [a.b=c ...] [--dry-run]`.
 
-    def decorate(job: Callable[["Recipe"], object]) -> Callable[..., int]:
+    Args:
+        name: of the command.
+        flags: further switches and what they say in `--help`; the job takes them as keywords.
+    """
+
+    def decorate(job: Callable[..., object]) -> Callable[..., int]:
         summary = (sys.modules[job.__module__].__doc__ or "").strip().splitlines()[0]
 
         def main(argv: Sequence[str] | None = None) -> int:
@@ -47,18 +54,45 @@ def recipe_job(name: str) -> Callable[[Callable[["Recipe"], object]], Callable[.
             parser.add_argument(
                 "overrides", nargs="*", metavar="a.b=c", help="overrides, such as train.steps=100"
             )
-            arguments = parser.parse_args(argv)
+            parser.add_argument(
+                "--dry-run",
+                action="store_true",
+                help="check the recipe, say what would be done, touch nothing",
+            )
+            for flag, says in (flags or {}).items():
+                parser.add_argument(f"--{flag}", action="store_true", help=says)
+            words = sys.argv[1:] if argv is None else argv
+            # Flags first: argparse takes no overrides after one.
+            arguments = parser.parse_args(sorted(words, key=lambda word: not word.startswith("-")))
 
             def act() -> None:
                 from pipeline.recipe_file import load_recipe
 
-                job(load_recipe(arguments.recipe, arguments.overrides))
+                recipe = load_recipe(arguments.recipe, arguments.overrides)
+                if arguments.dry_run:
+                    print(dry_run_text(name, summary, recipe))  # noqa: T201 - the command's result
+                else:
+                    job(recipe, **{flag: getattr(arguments, flag) for flag in flags or {}})
 
             return exit_code_of(act)
 
         return main
 
     return decorate
+
+
+def dry_run_text(name: str, summary: str, recipe: "Recipe") -> str:
+    """What a job would do with a recipe: nothing is opened, read or reached for it."""
+    sets = ", ".join(f"{label} ({one.split})" for label, one in recipe.sets.items())
+    lines = {
+        "recipe": f"{recipe.name}, digest {recipe.digest()}",
+        "would run": f"{name}: {summary}",
+        "sets": sets,
+        "cache": recipe.cache.url,
+        "output": recipe.output_folder,
+        "storage": recipe.storage_url,
+    }
+    return "\n".join(f"{label:<9}  {text}" for label, text in lines.items())
 
 
 def configure_logging() -> None:

@@ -15,6 +15,15 @@ _SETTINGS = {
 }
 
 
+def settle_ray() -> None:
+    """Set what Ray reads from the environment when it is imported: to be called before anything imports it."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        # Without it Ray binds all interfaces on Linux, whatever address it is given.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 @contextmanager
 def ray_session(*, cpus: float | None = None) -> Iterator[None]:
     """Join the cluster that `RAY_ADDRESS` names (a submitted job has it set), else start a local one.
@@ -22,11 +31,7 @@ def ray_session(*, cpus: float | None = None) -> Iterator[None]:
     A local one is bound to loopback, has no dashboard, and is gone at the end. At least `cpus` CPU slots are
     offered, so that a small machine runs a recipe made for two workers.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):
-        # Read when Ray is imported. Without it Ray binds all interfaces on Linux, whatever address it is given.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    settle_ray()
     import ray
 
     if ray.is_initialized():

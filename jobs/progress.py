@@ -3,12 +3,18 @@
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.shard_progress import Progress, Snapshot
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 15.0
+MAX_WORKERS_SHOWN = 4
 
 
 @contextmanager
@@ -19,6 +25,69 @@ def progress_bar(title: str, *, total: int, unit: str) -> Iterator[Callable[[int
             yield advance
     else:
         yield _log_lines(title, total=total, unit=unit)
+
+
+@contextmanager
+def show_progress(title: str, progress: "Progress") -> Iterator[None]:
+    """Show how far a run of shards is: a bar on a terminal, a log line now and then elsewhere."""
+    if sys.stderr.isatty():
+        with _shard_bar(title) as show:
+            progress.listen(show)
+            yield
+    else:
+        progress.listen(_shard_lines(title))
+        yield
+
+
+def describe(snapshot: "Snapshot") -> str:
+    """One line: how far, how quick, how long yet, what was left out and why, what the workers are at."""
+    line = str(snapshot)
+    if snapshot.reasons:
+        reason, times = snapshot.reasons[0]
+        line += f" (mostly: {reason}, {times} times)" if len(snapshot.reasons) > 1 else f" ({reason})"
+    return f"{line}; workers: {_workers(snapshot)}"
+
+
+def _workers(snapshot: "Snapshot") -> str:
+    """Each worker by itself where they are few, else how many are at what."""
+    workers = snapshot.workers
+    if not workers:
+        return "starting"
+    if len(workers) <= MAX_WORKERS_SHOWN:
+        return ", ".join(str(worker) for worker in workers)
+    stages = Counter(shard.stage for worker in workers for shard in worker.shards)
+    idle = sum(not worker.shards for worker in workers)
+    parts = [f"{count} {stage}" for stage, count in sorted(stages.items())]
+    return f"{len(workers)} with shards {', '.join(parts) or 'none'}; {idle} idle"
+
+
+@contextmanager
+def _shard_bar(title: str) -> Iterator[Callable[["Snapshot"], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, told="starting")
+
+        def show(snapshot: "Snapshot") -> None:
+            bar.update(
+                task, total=snapshot.members_total, completed=snapshot.members, told=describe(snapshot)
+            )
+
+        yield show
+
+
+def _shard_lines(title: str) -> Callable[["Snapshot"], None]:
+    last = 0.0
+
+    def show(snapshot: "Snapshot") -> None:
+        nonlocal last
+        if snapshot.seconds - last >= SECONDS_BETWEEN_LINES:
+            last = snapshot.seconds
+            logger.info("%s: %s", title, describe(snapshot))
+
+    return show
 
 
 @contextmanager

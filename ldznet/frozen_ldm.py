@@ -1,6 +1,6 @@
 """The frozen latent diffusion model: image -> z, phrase -> context, noised z + context -> block features."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +35,8 @@ class FrozenLDM:
         tokenizer: Any | None,
         device: torch.device,
         dtype: torch.dtype,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.folder = folder
         self.unet = unet
@@ -43,6 +45,12 @@ class FrozenLDM:
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
+        self._memory_format = torch.channels_last if channels_last else torch.preserve_format
+        for convolutional in (unet, vae):
+            if convolutional is not None and channels_last:
+                convolutional.to(memory_format=torch.channels_last)
+        self._collect: Callable[..., dict[int, Tensor]] = _compiled(_collect) if compiled else _collect
+        self._encode: Callable[..., Any] = _compiled(_encode) if compiled else _encode
         self.unet_config = read_part_config(folder, "unet")
         self.vae_config = read_part_config(folder, "vae")
         self._scheduler = _load_scheduler(folder)
@@ -60,6 +68,8 @@ class FrozenLDM:
         dtype: torch.dtype = torch.float32,
         last_block: int = LAST_SD_BLOCK,
         components: Collection[Part] = COMPONENTS,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> Self:
         """Load from a folder in the diffusers layout, or a hub id. Safetensors only.
 
@@ -69,6 +79,9 @@ class FrozenLDM:
             dtype: what the networks' weights and activations are, fp32 or bf16.
             last_block: up blocks past this one are neither loaded nor held; 16 keeps the whole UNet.
             components: which of `unet`, `vae`, `text_encoder` to load; the others cannot be used then.
+            channels_last: run the UNet's and the VAE's convolutions in NHWC: quicker on GPUs, other rounding.
+            compiled: `torch.compile` the VAE encoder and the UNet up to the last block asked for, once a batch shape
+                and set of blocks (a minute or more): other rounding. Nothing is tuned by measuring, so that runs agree.
 
         Raises:
             UserError: a missing part, pickle weights only, an unreachable hub id, a block out of range.
@@ -86,6 +99,8 @@ class FrozenLDM:
             tokenizer=_load_tokenizer(folder) if has_text else None,
             device=device,
             dtype=dtype,
+            channels_last=channels_last,
+            compiled=compiled,
         )
 
     @property
@@ -137,7 +152,7 @@ class FrozenLDM:
                 None gives the posterior mean.
         """
         vae = self._need(self.vae, "vae")
-        posterior = vae.encode(images.to(self.device, self.dtype)).latent_dist
+        posterior = self._encode(vae, self._placed(images)).latent_dist
         latents = posterior.mean.float()
         if noise is not None:
             assert noise.shape == latents.shape, f"noise {tuple(noise.shape)}, latents {tuple(latents.shape)}"
@@ -203,13 +218,7 @@ class FrozenLDM:
             UserError: no such block, a timestep outside the schedule, a latent side that is no multiple of 8.
         """
         wanted = check_blocks(blocks, self.blocks)
-        features: dict[int, Tensor] = {}
-        for number, hidden in self._walk(noisy_latents, timesteps, context):
-            if number in wanted:
-                features[number] = hidden
-            if number == wanted[-1]:
-                break
-        return features
+        return self._collect(*self._walk_inputs(noisy_latents, timesteps, context), wanted)
 
     @torch.no_grad()
     def noise_estimate(self, noisy_latents: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
@@ -223,7 +232,7 @@ class FrozenLDM:
         unet = self._need(self.unet, "unet")
         if unet.conv_out is None:
             raise UserError("the noise estimate needs the whole UNet: load the LDM with last_block=16")
-        body = dict(self._walk(noisy_latents, timesteps, context))[BODY]
+        body = dict(walk_unet(*self._walk_inputs(noisy_latents, timesteps, context)))[BODY]
         output, noisy = finish_unet(unet, body).float(), noisy_latents.to(self.device, torch.float32)
         alphas = self._alphas_at(timesteps)
         kind = self._scheduler.config.prediction_type
@@ -233,35 +242,60 @@ class FrozenLDM:
             return (noisy - alphas.sqrt() * output) / (1 - alphas).sqrt()
         return output
 
-    def _walk(self, noisy_latents: Tensor, timesteps: Tensor, context: Tensor) -> Any:
+    def _walk_inputs(
+        self, noisy_latents: Tensor, timesteps: Tensor, context: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         unet = self._need(self.unet, "unet")
         multiple = max(block.stride for block in self.blocks.values())
         if any(side % multiple for side in noisy_latents.shape[-2:]):
             raise UserError(
                 f"latents of {tuple(noisy_latents.shape[-2:])}: sides must be multiples of {multiple}"
             )
-        return walk_unet(
-            unet,
-            noisy_latents.to(self.device, self.dtype),
-            self._check_timesteps(timesteps),
-            context.to(self.device, self.dtype),
-        )
+        steps = self._check_timesteps(timesteps)
+        return unet, self._placed(noisy_latents), steps, context.to(self.device, self.dtype)
+
+    def _placed(self, images: Tensor) -> Tensor:
+        """`B,C,H,W` where and as the networks take it."""
+        return images.to(self.device, self.dtype, memory_format=self._memory_format)
 
     def _alphas_at(self, timesteps: Tensor) -> Tensor:
         return self._alphas_cumprod[self._check_timesteps(timesteps)].view(-1, 1, 1, 1)
 
     def _check_timesteps(self, timesteps: Tensor) -> Tensor:
-        steps = timesteps.to(self.device, torch.long)
-        if steps.numel() and (int(steps.min()) < 0 or int(steps.max()) >= self.train_timesteps):
-            bad = next(int(t) for t in steps.flatten() if not 0 <= t < self.train_timesteps)
+        # Where they lie: looking at timesteps on a GPU would wait for all that was launched before.
+        if timesteps.numel() and (int(timesteps.min()) < 0 or int(timesteps.max()) >= self.train_timesteps):
+            bad = next(int(t) for t in timesteps.flatten() if not 0 <= t < self.train_timesteps)
             raise UserError(f"timestep {bad} is out of range; the schedule has 0..{self.train_timesteps - 1}")
-        return steps
+        return timesteps.to(self.device, torch.long)
 
     @staticmethod
     def _need(part: Any | None, name: str) -> Any:
         if part is None:
             raise UserError(f"the LDM was loaded without its '{name}'; name it in components")
         return part
+
+
+def _collect(
+    unet: Any, noisy: Tensor, timesteps: Tensor, context: Tensor, wanted: Sequence[int]
+) -> dict[int, Tensor]:
+    features: dict[int, Tensor] = {}
+    for number, hidden in walk_unet(unet, noisy, timesteps, context):
+        if number in wanted:
+            features[number] = hidden
+        if number == wanted[-1]:
+            break
+    return features
+
+
+def _encode(vae: Any, images: Tensor) -> Any:
+    return vae.encode(images)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph a shape. Deterministic: choices that change rounding are not made by measuring."""
+    return torch.compile(
+        function, fullgraph=True, dynamic=False, options={"deterministic": True, "max_autotune": False}
+    )
 
 
 def _freeze(module: Any, device: torch.device) -> Any:

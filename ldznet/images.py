@@ -81,10 +81,13 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool
     with _damage_told():
         image = _open(data, max_pixels)
         image.load()
-        pixels = np.asarray(image)
-        if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
-            pixels = pixels[..., :-1]
-        return (pixels != 0).any(axis=2) if pixels.ndim == 3 else pixels != 0  # H,W,C -> H,W
+        mask = np.empty((image.height, image.width), dtype=np.bool_)
+        for top, bottom in _strips(image):
+            pixels = np.asarray(image.crop((0, top, image.width, bottom)))
+            if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
+                pixels = pixels[..., :-1]
+            mask[top:bottom] = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0  # h,W,C -> h,W
+        return mask
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -177,16 +180,27 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise DataFault("floating-point pixels have no agreed range: save the image with 8 or 16 bits")
     if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, pixels).convert("RGB")
+        result = Image.new("RGB", image.size)
+        for top, bottom in _strips(image):
+            pixels = image.crop((0, top, image.width, bottom)).convert("RGBA")
+            white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
+            result.paste(Image.alpha_composite(white, pixels).convert("RGB"), (0, top))
+        return result
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits -> RGB of 8, rounded. Colour of 16 bits Pillow reads as 8-bit RGB by itself."""
-    values = np.asarray(image).astype(np.int64)  # H,W
-    if values.min() < 0 or values.max() > 65535:
-        raise DataFault("32-bit pixels outside 0..65535: save the image with 8 or 16 bits")
-    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    for top, bottom in _strips(image):
+        values = np.asarray(image.crop((0, top, image.width, bottom))).astype(np.int64)  # h,W
+        if values.min() < 0 or values.max() > 65535:
+            raise DataFault("32-bit pixels outside 0..65535: save the image with 8 or 16 bits")
+        grey[top:bottom] = (values * 255 + 32767) // 65535
     return Image.fromarray(grey).convert("RGB")
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """Rows from and to, about a million pixels each: what is made of a strip on the way takes little memory."""
+    rows = max(1, 2**20 // image.width)
+    return ((top, min(top + rows, image.height)) for top in range(0, image.height, rows))

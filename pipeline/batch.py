@@ -1,37 +1,57 @@
 """A batch as the networks take it, from the cache or computed online."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.cache.stored_type import dequantise
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """Inputs and targets of one step. `weight` is 0 for a padding sample, which then counts nowhere."""
+    """Inputs and targets of one step. `weight` is 0 for a padding sample, which then counts nowhere.
+
+    As the loader gives it, tensors are of the cache's stored type, and int8 or fp8 features mean nothing without
+    `scales`: networks take what `to(device, dtype)` returns.
+    """
 
     keys: tuple[str, ...]
     latents: Tensor  # B,4,h,w  z, scaled, without noise
     context: Tensor  # B,77,D  text encoder's last hidden state
     features: dict[int, Tensor]  # block number -> B,C,h_b,w_b
+    scales: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # block number -> B,G where features are quantised
     masks: Tensor  # B,1,H,W  in {0,1}, float
     weight: Tensor  # B  1 for a sample, 0 for padding
     images: Tensor | None = None  # B,3,H,W in [-1,1], where the cache keeps them (RGBNet)
     facts: tuple[dict[str, Any], ...] = ()  # phrase, prompt, timestep, view and ids of each sample
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Batch":
-        """The batch on a device; network inputs cast to `dtype`, masks and weights stay fp32."""
+        """The batch on a device; with a `dtype`, network inputs are of it, and quantised features are whole again.
 
-        def move(name: str, value: Tensor) -> Tensor:
-            kept = dtype if name not in {"masks", "weight"} else None
-            return value.to(device=device, dtype=kept, non_blocking=True)
+        Stored values travel, and are dequantised where they arrive. Masks and weights stay fp32.
+        """
 
-        moved: dict[str, object] = {"keys": self.keys, "facts": self.facts}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                moved[field.name] = move(field.name, value)
-            elif isinstance(value, dict):
-                moved[field.name] = {number: move("features", tensor) for number, tensor in value.items()}
-        return Batch(**moved)  # type: ignore[arg-type]
+        def move(tensor: Tensor, kept: torch.dtype | None = None) -> Tensor:
+            return tensor.to(device=device, dtype=kept, non_blocking=True)
+
+        features = {}
+        scales = {block: move(scale) for block, scale in self.scales.items()}
+        for block, values in self.features.items():
+            if dtype is not None and block in scales:
+                features[block] = dequantise(move(values), scales[block], dtype=dtype)
+            else:
+                features[block] = move(values, dtype)
+        return replace(
+            self,
+            latents=move(self.latents, dtype),
+            context=move(self.context, dtype),
+            features=features,
+            scales=scales if dtype is None else {},
+            masks=move(self.masks),
+            weight=move(self.weight),
+            images=None if self.images is None else move(self.images, dtype),
+        )

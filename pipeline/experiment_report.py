@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from ldznet.published_numbers import published_scores
-from pipeline.cache.manifest import Manifest
-from pipeline.cache.receipt import read_left_out
+from pipeline.cache.manifest import Manifest, read_left_out
 from pipeline.evaluation_run import Evaluation, Result
 from pipeline.example_pictures import example_photo
 from pipeline.object_store.opening import open_store
@@ -137,7 +136,7 @@ def _quarantine(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, 
     for manifest in manifests.values():
         if not manifest.failed + manifest.filtered:
             continue
-        for member in read_left_out(store, manifest.cache_key, [shard.shard_id for shard in manifest.shards]):
+        for _, member in read_left_out(store, manifest):
             reason = f"{member.why}: {member.reason}"
             reasons[reason] = reasons.get(reason, 0) + 1
     return reasons

@@ -5,15 +5,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import torch
-import xxhash
 from numpy.typing import NDArray
 
-from ldznet.images import to_tensor
 from pipeline.batch import Batch
-from pipeline.cache.entry import Entry, decode_entry, split_tar
-from pipeline.cache.index import member_key
-from pipeline.cache.manifest import Manifest, read_index
+from pipeline.cache.entry import Entry
+from pipeline.cache.manifest import Manifest, read_column_indexes, read_index
+from pipeline.cache.sample_reading import read_samples
+from pipeline.collate import collate
 from pipeline.object_store.store import ObjectStore
 from pipeline.sample_order import (
     PADDING,
@@ -26,10 +24,6 @@ from pipeline.sample_order import (
 )
 
 
-class CorruptSampleError(OSError):
-    """A sample's bytes are not those that its receipt vouches for."""
-
-
 class SampleReader:
     """Reads samples of a manifest by index row; every byte is checked by its xxh3-64."""
 
@@ -37,33 +31,18 @@ class SampleReader:
         self.store = store
         self.manifest = manifest
         self.index = read_index(store, manifest)
+        self._columns = read_column_indexes(store, manifest)
 
     def read_run(self, rows: NDArray[np.int64]) -> list[Entry]:
-        """Neighbouring rows of one shard in one ranged GET."""
-        first, last = self.index[rows[0]], self.index[rows[-1]]
-        shard = self.manifest.shards[int(first["shard"])]
-        start = int(first["offset"])
-        length = int(last["offset"]) + int(last["size"]) - start
-        try:
-            data = memoryview(self.store.get_range(shard.object_key, start=start, length=length))
-        except KeyError as error:
-            raise CorruptSampleError(
-                f"the shard {self.store.url}/{shard.object_key} is gone, which the manifest names: "
-                "restore it, or remove its receipt and run `ldznet precompute` again"
-            ) from error
-        return [self._decode(int(row), data, start, shard.object_key) for row in rows]
-
-    def _decode(self, row: int, data: memoryview, start: int, object_key: str) -> Entry:
-        span = self.index[row]
-        offset = int(span["offset"]) - start
-        stretch = data[offset : offset + int(span["size"])]
-        key = member_key(self.index, row)
-        if xxhash.xxh3_64_intdigest(stretch) != int(span["xxh3"]):
-            raise CorruptSampleError(
-                f"sample {key} in {self.store.url}/{object_key} is not what its receipt vouches for: "
-                "`ldznet cache verify` tells how far it goes"
-            )
-        return decode_entry(key, split_tar(stretch, key=key))
+        """Neighbouring rows of one shard in one ranged GET, and one for each column of further blocks."""
+        shard = self.manifest.shards[int(self.index["shard"][rows[0]])]
+        return read_samples(
+            self.store,
+            shard,
+            rows=self.index[rows],
+            column_rows=[column[rows] for column in self._columns[: len(shard.columns)]],
+            blocks=self.manifest.spec.features.blocks,
+        )
 
 
 class CacheLoader:
@@ -130,22 +109,3 @@ class CacheLoader:
             entries = self._reader.read_run(np.array([0]))
             return collate(entries, size=len(rows), samples=0)
         return collate(entries, size=len(rows), samples=len(entries))
-
-
-def collate(entries: Sequence[Entry], *, size: int, samples: int) -> Batch:
-    """Stack entries into a batch of a fixed size; what is missing repeats the last entry with weight 0."""
-    filled = [*entries, *[entries[-1]] * (size - len(entries))]
-    blocks = filled[0].features
-    images = None
-    if filled[0].image is not None:
-        images = torch.stack([to_tensor(entry.image) for entry in filled if entry.image is not None])
-    return Batch(
-        keys=tuple(entry.key for entry in filled),
-        latents=torch.stack([entry.latents for entry in filled]),  # B,4,h,w
-        context=torch.stack([entry.context for entry in filled]),  # B,77,D
-        features={block: torch.stack([entry.features[block] for entry in filled]) for block in blocks},
-        masks=torch.from_numpy(np.stack([entry.mask for entry in filled])).unsqueeze(1).float(),  # B,1,H,W
-        weight=(torch.arange(size) < samples).float(),
-        images=images,
-        facts=tuple(entry.facts for entry in filled),
-    )

@@ -1,274 +1,263 @@
-"""Precompute of ONE shard: decode, encode, pack. A pure function of the specification and the members.
+"""Precompute of ONE shard: decode, encode, features. A pure function of the specification and the members.
 
-Image latents are computed once a view, text contexts once a distinct prompt, block features once a sample. Every
-pass has the batch shape that the specification fixes, the last batch padded: rounding depends on the shape of a
-batch, not on a sample's neighbours. On one CPU thread it does not depend on a sample's place in the batch either; on
-several it may (in the last bit), so that a sample's bytes are then fixed within its shard, not across shards.
+Image latents are computed once a view, text contexts once a distinct prompt, block features once a sample. Memory holds
+a few batches whatever the size of the shard: photos are decoded ahead through a bounded queue, and what later passes
+need (latents, contexts, masks, kept pictures) waits in a scratch file. Per member only its record stays in memory.
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeVar
+from functools import partial
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from ldznet.errors import DataFault, UserError
 from ldznet.frozen_ldm import FrozenLDM
-from ldznet.images import decode_image, to_tensor
-from ldznet.prompts import fill
-from pipeline.cache.content_digest import MISSING
-from pipeline.cache.entry import Entry
-from pipeline.cache.member import Member, sample_id
+from pipeline.cache.entry import Entry, encode_png
+from pipeline.cache.member import Member
 from pipeline.cache.receipt import LeftOut
-from pipeline.cache.spec import CacheSpec, PolicyConfig
-from pipeline.datasets.sample import ReadObject, check_sample
-from pipeline.draws import draw_generator
-from pipeline.views import View, apply_to_image, apply_to_mask, published_view, shared_view, squash_view
+from pipeline.cache.spec import CacheSpec
+from pipeline.datasets.sample import ReadObject
+from pipeline.shard_decode import DecodeAhead
+from pipeline.shard_networks import Networks, Pending
+from pipeline.shard_passes import (
+    FeatureBatch,
+    ViewBatch,
+    block_features,
+    encode_prompts,
+    encode_views,
+    member_noise,
+)
+from pipeline.shard_prepare import Prepared, ViewKey, members_by_image, prepare_image
+from pipeline.shard_scratch import Scratch, Stretch
+from pipeline.shard_watch import ShardWatch
+from pipeline.views import View
 
-_T = TypeVar("_T")
+AHEAD: Final = 16  # decoded members that wait for the networks
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """A member with its data decoded and its draws made; `view_key` is equal where latents are shared."""
+class ComputedSample:
+    """An entry without its picture, and the picture as it goes into the shard, where the specification keeps it."""
+
+    entry: Entry
+    image_png: bytes | None
+
+
+class ShardComputation:
+    """One shard on its way: first `decode` its members, then take its `samples`."""
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        *,
+        networks: Networks,
+        scratch: Scratch,
+        watch: ShardWatch | None = None,
+        decoders: int = 2,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            spec: the numeric specification.
+            networks: the frozen LDM, which other shards may use meanwhile.
+            scratch: an empty scratch file.
+            watch: told how far it is.
+            decoders: threads that decode.
+        """
+        self._spec, self._networks, self._scratch = spec, networks, scratch
+        self._watch = watch or ShardWatch()
+        self._decoders = decoders
+        self._keeps_pictures = spec.features.keep_images and spec.content == "samples"
+        self._records: list[_Record] = []
+        self._pictures: dict[ViewKey, Stretch] = {}
+        self._latents: _SpilledPasses[ViewKey] = _SpilledPasses(networks, scratch)
+        self._contexts: _SpilledPasses[str] = _SpilledPasses(networks, scratch)
+
+    def decode(self, members: Sequence[Member], read: ReadObject) -> list[LeftOut]:
+        """Decode the members and encode their views; those left out, in key order.
+
+        Raises:
+            UserError: an image or a mask is not the one that was listed.
+        """
+        left_out: list[LeftOut] = []
+        views: dict[ViewKey, NDArray[np.uint8]] = {}  # to be encoded next
+        make = partial(prepare_image, self._spec, read=read)
+        groups = members_by_image(members)
+        with DecodeAhead(groups, make, threads=self._decoders, ahead=AHEAD) as outcomes:
+            for outcome in outcomes:
+                self._watch.decoded()
+                if isinstance(outcome, LeftOut):
+                    left_out.append(outcome)
+                    continue
+                self._records.append(self._record(outcome))
+                if outcome.view_key not in views and outcome.view_key not in self._latents:
+                    self._keep_picture(outcome)
+                    views[outcome.view_key] = outcome.pixels
+                if len(views) == self._spec.features.image_batch:
+                    self._encode_views(views)
+        self._encode_views(views)
+        self._latents.settle()
+        self._records.sort(key=lambda record: record.member.key)
+        return sorted(left_out, key=lambda one: one.key)
+
+    def samples(self) -> Iterator[ComputedSample]:
+        """The samples in key order. While the caller packs those of one batch, the next is computed."""
+        self._encode_prompts()
+        size, records = self._spec.features.feature_batch, self._records
+        ahead: _FeaturePass | None = None
+        for start in range(0, len(records), size):
+            behind, ahead = ahead, self._begin(records[start : start + size])
+            if behind is not None:
+                yield from self._computed(behind)
+        if ahead is not None:
+            yield from self._computed(ahead)
+
+    def _record(self, one: Prepared) -> "_Record":
+        bits = np.packbits(one.mask, axis=None)
+        return _Record(
+            member=one.member,
+            view=one.view,
+            view_key=one.view_key,
+            prompt=one.prompt,
+            timestep=one.timestep,
+            mask=self._scratch.put(bits.data),
+            mask_shape=one.mask.shape,
+        )
+
+    def _keep_picture(self, one: Prepared) -> None:
+        if self._keeps_pictures:
+            self._pictures[one.view_key] = self._scratch.put(encode_png(one.pixels))
+
+    def _encode_views(self, views: dict[ViewKey, NDArray[np.uint8]]) -> None:
+        if not views:
+            return
+        features, pixels = self._spec.features, list(views.items())
+        views.clear()
+        batch = ViewBatch.of(pixels, size=features.image_batch, seed=features.seed, ldm=self._networks.ldm)
+        self._latents.submit([key for key, _ in pixels], partial(encode_views, batch=batch))
+
+    def _encode_prompts(self) -> None:
+        prompts, size = sorted({record.prompt for record in self._records}), self._spec.features.prompt_batch
+        for start in range(0, len(prompts), size):
+            part = prompts[start : start + size]
+            self._contexts.submit(part, partial(encode_prompts, prompts=part, size=size))
+        self._contexts.settle()
+
+    def _begin(self, records: "Sequence[_Record]") -> "_FeaturePass":
+        features = self._spec.features
+        latents = self._latents.get([record.view_key for record in records])
+        context = self._contexts.get([record.prompt for record in records])
+        noise = [
+            member_noise(record.member, seed=features.seed, shape=latents.shape[1:]) for record in records
+        ]
+        timesteps = [record.timestep for record in records]
+        batch = FeatureBatch.of(
+            latents, context, timesteps=timesteps, noise=noise, size=features.feature_batch
+        )
+        pending = self._networks.submit(partial(block_features, batch=batch, blocks=features.blocks))
+        return _FeaturePass(records=records, latents=latents, context=context, pending=pending)
+
+    def _computed(self, done: "_FeaturePass") -> Iterator[ComputedSample]:
+        features = done.pending.result()
+        for row, record in enumerate(done.records):
+            entry = Entry(
+                key=record.member.key,
+                latents=done.latents[row],
+                context=done.context[row],
+                features={block: tensor[row] for block, tensor in features.items()},
+                mask=self._mask(record),
+                facts=record.facts,
+            )
+            picture = self._pictures.get(record.view_key)
+            yield ComputedSample(
+                entry=entry, image_png=None if picture is None else self._scratch.get(picture)
+            )
+
+    def _mask(self, record: "_Record") -> NDArray[np.bool_]:
+        bits = np.frombuffer(self._scratch.get(record.mask), np.uint8)
+        height, width = record.mask_shape
+        return np.unpackbits(bits, count=height * width).reshape(height, width).astype(np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Record:
+    """What memory holds of a member while its data lies in the scratch file."""
 
     member: Member
     view: View
-    view_key: tuple[str, ...]
-    pixels: NDArray[np.uint8]  # H,W,3 of the view
-    mask: NDArray[np.bool_]  # H,W of the view
+    view_key: ViewKey
     prompt: str
     timestep: int
+    mask: Stretch  # of the mask's packed bits
+    mask_shape: tuple[int, ...]
 
-
-def draw_prompt_and_timestep(policy: PolicyConfig, *, seed: int, member: Member) -> tuple[str, int]:
-    """The member's prompt template, filled in, and its timestep: from (seed, sample, draw) alone."""
-    generator = draw_generator("prompt and timestep", seed, member.sample_id, member.draw)
-    template = policy.prompts[int(generator.integers(len(policy.prompts)))]
-    timestep = int(generator.integers(policy.timesteps.low, policy.timesteps.high))
-    return fill(template, member.sample.phrase.strip()), timestep
-
-
-def prepare(
-    spec: CacheSpec, members: Sequence[Member], read: ReadObject
-) -> tuple[list[Prepared], list[LeftOut]]:
-    """Decode each image once and make every draw. Faulty data is left out with its reason, never raised.
-
-    Raises:
-        UserError: an image or a mask is not the one that was listed.
-    """
-    prepared: list[Prepared] = []
-    left_out: list[LeftOut] = []
-    by_image = sorted(members, key=lambda member: (member.sample.image, member.key))
-    for image_key, group in groupby(by_image, key=lambda member: member.sample.image):
-        image_members = list(group)
-        objects = _ListedObjects(read)
-        try:
-            image = decode_image(objects.read_image(image_key, image_members[0].image_digest))
-        except DataFault as fault:
-            left_out.extend(_left_out(member, "failed", str(fault)) for member in image_members)
-            continue
-        view_pixels: dict[View, NDArray[np.uint8]] = {}
-        for member in image_members:
-            try:
-                one = _prepare_member(spec, member, image, view_pixels, objects)
-            except DataFault as fault:
-                left_out.append(_left_out(member, "failed", str(fault)))
-                continue
-            if one is None:
-                left_out.append(_left_out(member, "filtered", "nothing of the phrase lies in the view"))
-            else:
-                prepared.append(one)
-    prepared.sort(key=lambda one: one.member.key)
-    left_out.sort(key=lambda one: one.key)
-    return prepared, left_out
-
-
-def _prepare_member(
-    spec: CacheSpec,
-    member: Member,
-    image: Image.Image,
-    view_pixels: dict[View, NDArray[np.uint8]],
-    objects: "_ListedObjects",
-) -> Prepared | None:
-    check_sample(member.sample)
-    try:
-        mask = member.sample.mask.decode(objects.read, width=image.width, height=image.height)
-    finally:
-        objects.check(member)
-    if not mask.any():
-        raise DataFault("the mask is empty")
-    policy, seed = spec.policy, spec.features.seed
-    view = _choose_view(policy, mask, seed=seed, member=member)
-    view_mask = apply_to_mask(mask, view)
-    if not view_mask.any():
-        return None
-    if view not in view_pixels:
-        view_pixels[view] = apply_to_image(image, view)
-    prompt, timestep = draw_prompt_and_timestep(policy, seed=seed, member=member)
-    own_latents = (member.sample_id, str(member.draw)) if policy.view.policy == "published" else ()
-    return Prepared(
-        member=member,
-        view=view,
-        view_key=(member.image_digest, repr(view), *own_latents),
-        pixels=view_pixels[view],
-        mask=view_mask,
-        prompt=prompt,
-        timestep=timestep,
-    )
-
-
-def _choose_view(policy: PolicyConfig, mask: NDArray[np.bool_], *, seed: int, member: Member) -> View:
-    (height, width), size = mask.shape, policy.view.size
-    match policy.view.policy:
-        case "squash":
-            return squash_view(width=width, height=height, size=size)
-        case "shared":
-            return shared_view(
-                seed=seed,
-                image_id=member.image_digest,
-                draw=member.draw,
-                width=width,
-                height=height,
-                size=size,
-            )
-        case "published":
-            return published_view(
-                seed=seed, sample_id=member.sample_id, draw=member.draw, mask=mask, size=size
-            )
-
-
-def compute_entries(spec: CacheSpec, prepared: Sequence[Prepared], ldm: FrozenLDM) -> Iterator[Entry]:
-    """The entries of prepared members, in their order, one UNet batch in memory at a time."""
-    features, seed = spec.features, spec.features.seed
-    latents = _encode_views(prepared, ldm, batch=features.image_batch, seed=seed)
-    contexts = _encode_prompts(prepared, ldm, batch=features.prompt_batch)
-    for start in range(0, len(prepared), features.feature_batch):
-        part = prepared[start : start + features.feature_batch]
-        padded = _padded(part, features.feature_batch)
-        z = torch.stack([latents[one.view_key] for one in padded])  # B,4,h,w
-        context = torch.stack([contexts[one.prompt] for one in padded])  # B,77,D
-        timesteps = torch.tensor([one.timestep for one in padded], device=z.device)  # B
-        noise = [
-            _noise("noise", seed, one.member.sample_id, one.member.draw, shape=z.shape[1:]) for one in padded
-        ]
-        noisy = ldm.add_noise(z, torch.stack(noise).to(z), timesteps)
-        blocks = ldm.block_features(noisy, timesteps, context, blocks=features.blocks)
-        on_host = {block: tensor.to("cpu") for block, tensor in blocks.items()}
-        z_host, context_host = z.to("cpu"), context.to("cpu")
-        for row, one in enumerate(part):
-            yield Entry(
-                key=one.member.key,
-                latents=z_host[row],
-                context=context_host[row],
-                features={block: tensor[row] for block, tensor in on_host.items()},
-                mask=one.mask,
-                facts=_facts(one),
-                image=one.pixels if features.keep_images else None,
-            )
-
-
-def _encode_views(
-    prepared: Sequence[Prepared], ldm: FrozenLDM, *, batch: int, seed: int
-) -> dict[tuple[str, ...], Tensor]:
-    distinct = list({one.view_key: one for one in prepared}.values())
-    latents: dict[tuple[str, ...], Tensor] = {}
-    for start in range(0, len(distinct), batch):
-        part = distinct[start : start + batch]
-        padded = _padded(part, batch)
-        images = torch.stack([to_tensor(one.pixels) for one in padded])  # B,3,H,W
-        height, width = images.shape[-2] // ldm.latent_stride, images.shape[-1] // ldm.latent_stride
-        shape = (ldm.latent_channels, height, width)
-        noise = torch.stack([_noise("posterior", seed, *one.view_key, shape=shape) for one in padded])
-        z = ldm.encode_images(images, noise=noise)
-        latents.update((one.view_key, z[row]) for row, one in enumerate(part))
-    return latents
-
-
-def _encode_prompts(prepared: Sequence[Prepared], ldm: FrozenLDM, *, batch: int) -> dict[str, Tensor]:
-    distinct = sorted({one.prompt for one in prepared})
-    contexts: dict[str, Tensor] = {}
-    for start in range(0, len(distinct), batch):
-        part = distinct[start : start + batch]
-        encoded = ldm.encode_prompts(list(_padded(part, batch)))
-        contexts.update((prompt, encoded[row]) for row, prompt in enumerate(part))
-    return contexts
-
-
-def _noise(purpose: str, *parts: str | int, shape: Sequence[int]) -> Tensor:
-    generator = draw_generator(purpose, *parts)
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
-
-
-def _padded(part: Sequence[_T], size: int) -> list[_T]:
-    return [*part, *[part[-1]] * (size - len(part))]
-
-
-def _facts(one: Prepared) -> dict[str, object]:
-    sample = one.member.sample
-    return {
-        "phrase": sample.phrase,
-        "prompt": one.prompt,
-        "timestep": one.timestep,
-        "view": dataclasses.asdict(one.view),
-        "draw": one.member.draw,
-        "sample_id": one.member.sample_id,
-        "image_digest": one.member.image_digest,
-        "image_id": sample.image_id,
-        "label_id": sample.label_id,
-        "split": sample.split,
-    }
-
-
-class _ListedObjects:
-    """Reads an image and its masks, and tells whether they are still those that the members were listed with.
-
-    A shard's identity speaks of their content: other content under it would be a lie that nothing finds later.
-    """
-
-    def __init__(self, read: ReadObject) -> None:
-        self._read = read
-        self._digests: dict[str, str] = {}
-
-    def read(self, key: str) -> bytes:
-        try:
-            data = self._read(key)
-        except KeyError as error:
-            self._digests[key] = MISSING
-            raise DataFault(f"{key} is missing") from error
-        self._digests[key] = hashlib.sha256(data).hexdigest()
-        return data
-
-    def read_image(self, key: str, listed: str) -> bytes:
-        try:
-            return self.read(key)
-        finally:
-            if self._digests.get(key, listed) != listed:
-                raise _changed(key)
-
-    def check(self, member: Member) -> None:
-        if sample_id(member.sample, self._digests.__getitem__) != member.sample_id:
-            raise _changed(f"the mask of {member.sample.label_id}")
-
-
-def _changed(what: str) -> UserError:
-    return UserError(f"{what} has changed since the data set was listed: run again when nothing writes to it")
-
-
-def _left_out(member: Member, why: str, reason: str) -> LeftOut:
-    return LeftOut.model_validate(
-        {
-            "key": member.key,
-            "image": member.sample.image,
-            "phrase": member.sample.phrase,
-            "why": why,
-            "reason": reason,
+    @property
+    def facts(self) -> dict[str, object]:
+        sample = self.member.sample
+        return {
+            "phrase": sample.phrase,
+            "prompt": self.prompt,
+            "timestep": self.timestep,
+            "view": dataclasses.asdict(self.view),
+            "draw": self.member.draw,
+            "sample_id": self.member.sample_id,
+            "image_digest": self.member.image_digest,
+            "image_id": sample.image_id,
+            "label_id": sample.label_id,
+            "split": sample.split,
         }
-    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _FeaturePass:
+    """A UNet pass on its way, and what its samples have besides: `B` rows each."""
+
+    records: Sequence[_Record]
+    latents: Tensor  # B,4,h,w
+    context: Tensor  # B,77,D
+    pending: Pending[int]
+
+
+class _SpilledPasses(Generic[_Key]):
+    """Rows that passes gave, by key, in the scratch file; one pass is on its way while the next is made ready."""
+
+    def __init__(self, networks: Networks, scratch: Scratch) -> None:
+        self._networks, self._scratch = networks, scratch
+        self._places: dict[_Key, Stretch | None] = {}  # None while on its way
+        self._flying: tuple[Sequence[_Key], Pending[str]] | None = None
+        self._shape: tuple[int, ...] = ()
+        self._dtype = torch.float32
+
+    def __contains__(self, key: _Key) -> bool:
+        return key in self._places
+
+    def submit(self, keys: Sequence[_Key], step: Callable[[FrozenLDM], Tensor]) -> None:
+        """A pass that gives one row a key."""
+        self._places.update(dict.fromkeys(keys))
+        pending = self._networks.submit(lambda ldm: {"rows": step(ldm)})
+        self.settle()
+        self._flying = keys, pending
+
+    def settle(self) -> None:
+        """Wait for the pass on its way and put its rows into the file."""
+        if self._flying is None:
+            return
+        (keys, pending), self._flying = self._flying, None
+        rows = pending.result()["rows"]
+        self._shape, self._dtype = tuple(rows.shape[1:]), rows.dtype
+        for key, row in zip(keys, rows, strict=True):
+            self._places[key] = self._scratch.put_tensor(row)
+
+    def get(self, keys: Sequence[_Key]) -> Tensor:
+        """Rows again, stacked."""
+        places = [place for key in keys if (place := self._places[key]) is not None]
+        assert len(places) == len(keys), "rows still on their way"
+        return self._scratch.get_tensors(
+            places, shape=self._shape, dtype=self._dtype, pinned=self._networks.on_gpu
+        )

@@ -24,6 +24,30 @@ settings.register_profile("tests", deadline=None, database=None)
 settings.load_profile("tests")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--long`: the fault tests with all their kills and outages, as `make test-faults` runs them."""
+    parser.addoption("--long", action="store_true", help="fault tests in their long form")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker that goes with the option."""
+    config.addinivalue_line("markers", "long: only with --long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that have no short form are skipped without the option."""
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="only with --long"))
+
+
+@pytest.fixture(scope="session")
+def long_form(pytestconfig: pytest.Config) -> bool:
+    """Whether tests that have both run their long form."""
+    return bool(pytestconfig.getoption("--long"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def places_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that tests start writes into the user's home or into Ray's usual folder."""
@@ -156,3 +180,33 @@ def small_recipe_in(small_data: Path, miniature_ldm: Path) -> Callable[..., Path
 def small_recipe(tmp_path: Path, small_recipe_in: Callable[..., Path]) -> Callable[..., Path]:
     """Writes the small recipe into the test's own folder."""
     return partial(small_recipe_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def precompute_here() -> Callable[..., None]:
+    """Computes every set of a recipe's file, as the job does, in this process and without Ray."""
+    from pipeline.precompute import finish_set, missing_work, plan_sets
+    from pipeline.recipe_file import load_recipe
+    from pipeline.shard_worker import Refused, ShardTask, ShardWorker, WorkerSetup
+
+    def precompute(path: Path, *overrides: str) -> None:
+        recipe = load_recipe(path, overrides)
+        store = open_store(recipe.cache.url)
+        for plan in plan_sets(recipe, store=store):
+            setup = WorkerSetup(
+                ldm_source=recipe.ldm.source,
+                ldm_digest=plan.spec.ldm_digest,
+                features=recipe.features,
+                cache_url=recipe.cache.url,
+            )
+            worker, computed = ShardWorker(setup), {}
+            with plan.table:
+                for work in missing_work(plan, store=store):
+                    shard = work.shard.plan(plan.table)
+                    task = ShardTask(set_name=plan.set_name, spec=work.spec, data=plan.data, plan=shard)
+                    receipt = worker.compute(task)
+                    assert not isinstance(receipt, Refused), receipt
+                    computed[work.name] = receipt
+                finish_set(recipe, plan, store=store, computed=computed)
+
+    return precompute

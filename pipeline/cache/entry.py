@@ -1,13 +1,18 @@
 """One cached sample: its tensors, its mask and what is known of it, as the files of a shard and back.
 
 In the tar, readable by stock `webdataset`: `KEY.json`, `KEY.mask.png`, `KEY.safetensors` and, where the
-specification keeps them, `KEY.image.png`. No pickle anywhere.
+specification keeps them, `KEY.image.png`. No pickle anywhere. A column shard holds `KEY.safetensors` alone.
+
+Tensors: `latents`, `context`, `block_N` and, where block features are quantised, `block_N.scale`.
 """
 
 import io
 import json
+import math
+import re
 import struct
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,52 +20,66 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ldznet.errors import UserError
-from pipeline.cache.spec import Dtype
+from pipeline.cache.spec import QUANTISED, Dtype
+from pipeline.cache.stored_type import (
+    QUANTISED_DTYPES,
+    SCALE_DTYPE,
+    TORCH_DTYPES,
+    dequantise,
+    group_size,
+    plain_dtype,
+    quantise,
+    scale_count,
+)
+from pipeline.cache.tensor_file import read_tensors
 
-TORCH_DTYPES: Final[dict[Dtype, torch.dtype]] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-_TAR_BLOCK = 512
+EXTENSIONS: Final = frozenset({"json", "mask.png", "image.png", "safetensors"})
+_BLOCK_NAME: Final = re.compile(r"block_([1-9]\d?)(\.scale)?")
+_TAR_BLOCK: Final = 512
+_MOST_FACTS_BYTES: Final = 2**20
+_MOST_PIXELS: Final = 4096**2  # the largest view
+# What Pillow raises on bytes that are no sound PNG.
+_PNG_DAMAGE: Final = (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+Files = Mapping[str, bytes | memoryview]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One member of a cache, ready for the networks."""
+    """One member of a cache. Block features may be quantised: then `scales` has theirs."""
 
     key: str
     latents: Tensor  # 4,h,w
     context: Tensor  # 77,D
     features: dict[int, Tensor]  # block -> C,h_b,w_b
+    scales: dict[int, Tensor] = field(default_factory=dict)  # block -> G, fp16; one for neighbouring channels
     mask: NDArray[np.bool_]  # H,W
     facts: dict[str, Any] = field(default_factory=dict)  # phrase, prompt, timestep, view, ids
     image: NDArray[np.uint8] | None = None  # H,W,3
 
 
-def encode_entry(entry: Entry, *, stored_dtype: Dtype) -> dict[str, bytes]:
+def encode_entry(entry: Entry, *, stored_dtype: Dtype, scale_group: int = 1) -> dict[str, bytes]:
     """The entry's files by extension. Equal entries give equal bytes.
+
+    Args:
+        entry: what to store; quantised features are dequantised first.
+        stored_dtype: of block features; latents and context too, but fp16 beside int8 and fp8.
+        scale_group: neighbouring channels that share a scale, for int8 and fp8.
 
     Raises:
         UserError: a value is too large for the stored type.
         ArithmeticError: a value is not finite to begin with.
     """
-    dtype = TORCH_DTYPES[stored_dtype]
-    tensors = {"latents": entry.latents, "context": entry.context}
-    tensors |= {f"block_{block}": tensor for block, tensor in entry.features.items()}
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
-    for name, tensor in stored.items():
-        if bool(torch.isfinite(tensor).all()):
-            continue
-        if not bool(torch.isfinite(tensors[name]).all()):
-            raise ArithmeticError(f"{name} of sample {entry.key} is not finite as computed")
-        raise UserError(
-            f"{name} of sample {entry.key} is too large for {stored_dtype}: set features.stored_dtype=bf16 or fp32"
-        )
+    plain = plain_dtype(stored_dtype)
+    stored = {
+        "latents": _stored(entry.latents, "latents", entry.key, plain),
+        "context": _stored(entry.context, "context", entry.key, plain),
+        **_encode_features(entry, stored_dtype=stored_dtype, scale_group=scale_group),
+    }
     files = {
         "json": json.dumps(entry.facts, sort_keys=True, separators=(",", ":")).encode(),
         "mask.png": encode_png(entry.mask),
@@ -71,30 +90,154 @@ def encode_entry(entry: Entry, *, stored_dtype: Dtype) -> dict[str, bytes]:
     return files
 
 
-def decode_entry(key: str, files: Mapping[str, bytes | memoryview]) -> Entry:
-    """The entry again, tensors in their stored type."""
-    tensors = load(bytes(files["safetensors"]))
-    features = {
-        int(name.removeprefix("block_")): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("block_")
-    }
+def encode_columns(entry: Entry, *, stored_dtype: Dtype, scale_group: int = 1) -> dict[str, bytes]:
+    """The entry's block features alone, as the one file of a column shard. Errors as `encode_entry`'s."""
+    return {"safetensors": save(_encode_features(entry, stored_dtype=stored_dtype, scale_group=scale_group))}
+
+
+def _encode_features(entry: Entry, *, stored_dtype: Dtype, scale_group: int) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    for block, tensor in entry.features.items():
+        name, values = f"block_{block}", tensor
+        if block in entry.scales:
+            values = dequantise(tensor, entry.scales[block])
+        if stored_dtype not in QUANTISED:
+            stored[name] = _stored(values, name, entry.key, stored_dtype)
+            continue
+        _check_finite(values, name, entry.key)
+        try:
+            stored[name], stored[f"{name}.scale"] = quantise(
+                values, stored_dtype=stored_dtype, scale_group=scale_group
+            )
+        except OverflowError as error:
+            raise _too_large(name, entry.key, stored_dtype) from error
+    return stored
+
+
+def _stored(tensor: Tensor, name: str, key: str, stored_dtype: Dtype) -> Tensor:
+    stored = tensor.detach().to("cpu", TORCH_DTYPES[stored_dtype]).contiguous()
+    # Fourteen times as quick as isfinite; one NaN makes both ends NaN.
+    if stored.numel() and not all(math.isfinite(end) for end in torch.aminmax(stored)):
+        _check_finite(tensor, name, key)
+        raise _too_large(name, key, stored_dtype)
+    return stored
+
+
+def _check_finite(tensor: Tensor, name: str, key: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ArithmeticError(f"{name} of sample {key} is not finite as computed")
+
+
+def _too_large(name: str, key: str, stored_dtype: Dtype) -> UserError:
+    return UserError(
+        f"{name} of sample {key} is too large for {stored_dtype}: set features.stored_dtype=bf16 or fp32"
+    )
+
+
+def decode_entry(key: str, files: Files, *, blocks: Collection[int] | None = None) -> Entry:
+    """The entry again, tensors in their stored type.
+
+    Args:
+        key: of the sample.
+        files: by extension.
+        blocks: whose features to read, where they are there: others may lie in a column shard. None reads all.
+
+    Raises:
+        ValueError: says what is no sample of ours.
+    """
+    missing = sorted({"json", "mask.png", "safetensors"} - set(files))
+    if missing:
+        raise ValueError(f"the sample {key} has no file {missing[0]!r}")
+    plain = frozenset({"latents", "context"})
+    tensors = read_tensors(
+        files["safetensors"], wanted=lambda name: name in plain or _is_wanted(name, blocks)
+    )
+    latents, context = tensors.pop("latents", None), tensors.pop("context", None)
+    if latents is None or context is None or latents.ndim != 3 or context.ndim != 2:
+        raise ValueError(f"the sample {key} lacks latents of 3 or a context of 2 dimensions")
+    features, scales = _features_of(tensors)
     image = files.get("image.png")
     return Entry(
         key=key,
-        latents=tensors["latents"],
-        context=tensors["context"],
-        features=dict(sorted(features.items())),
-        mask=decode_png(files["mask.png"]) > 0,
-        facts=json.loads(bytes(files["json"])),
-        image=None if image is None else decode_png(image),
+        latents=latents,
+        context=context,
+        features=features,
+        scales=scales,
+        mask=decode_png(files["mask.png"], mode="L") > 0,
+        facts=_decode_facts(files["json"]),
+        image=None if image is None else decode_png(image, mode="RGB"),
     )
+
+
+def decode_columns(
+    files: Files, *, blocks: Collection[int] | None = None
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Block features and scales of a column shard's sample, in their stored type; `blocks` as in `decode_entry`.
+
+    Raises:
+        ValueError: says what is no sample of ours.
+    """
+    if "safetensors" not in files:
+        raise ValueError("a sample of a column shard has no file 'safetensors'")
+    return _features_of(read_tensors(files["safetensors"], wanted=lambda name: _is_wanted(name, blocks)))
+
+
+def _is_wanted(name: str, blocks: Collection[int] | None) -> bool:
+    match = _BLOCK_NAME.fullmatch(name)
+    return match is None or blocks is None or int(match[1]) in blocks
+
+
+def _features_of(tensors: Mapping[str, Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Sort tensors into features and scales by block, and see that they fit each other."""
+    features: dict[int, Tensor] = {}
+    scales: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = _BLOCK_NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"the tensor {name!r} is none of a sample's")
+        (features if match[2] is None else scales)[int(match[1])] = tensor
+    for block in sorted({*features, *scales}):
+        _check_block(block, features.get(block), scales.get(block))
+    return dict(sorted(features.items())), dict(sorted(scales.items()))
+
+
+def _check_block(block: int, values: Tensor | None, scale: Tensor | None) -> None:
+    if values is None or values.ndim != 3:
+        raise ValueError(f"block {block} has no features of 3 dimensions")
+    if (values.dtype in QUANTISED_DTYPES) != (scale is not None):
+        raise ValueError(
+            f"block {block} is {values.dtype} {'with' if scale is not None else 'without'} scales"
+        )
+    if scale is None:
+        return
+    channels, count = values.shape[0], scale.numel()
+    if (
+        scale.ndim != 1
+        or scale.dtype != SCALE_DTYPE
+        or scale_count(channels, group_size(channels, count)) != count
+    ):
+        raise ValueError(
+            f"block {block} has scales {tuple(scale.shape)} of {scale.dtype} for {channels} channels"
+        )
+
+
+def _decode_facts(data: bytes | memoryview) -> dict[str, Any]:
+    if len(data) > _MOST_FACTS_BYTES:
+        raise ValueError(f"a sample's JSON of {len(data)} bytes")
+    try:
+        facts = json.loads(bytes(data))
+    except RecursionError as error:
+        raise ValueError("a sample's JSON is nested too deep") from error
+    if not isinstance(facts, dict):
+        raise ValueError("a sample's JSON is no object")  # noqa: TRY004 - the data is wrong, no caller's type
+    return facts
 
 
 def split_tar(data: bytes | memoryview, *, key: str) -> dict[str, memoryview]:
     """The files of one sample's stretch of a tar, by extension, without copying.
 
-    Our shards are plain USTAR of regular files, each sample's named by its key; anything else is not ours.
+    Our shards are plain USTAR of regular files, each sample's named by its key and of few kinds; anything else is
+    not ours: links, folders, other names, extensions that some reader might unpickle.
 
     Raises:
         ValueError: says what is not ours.
@@ -102,27 +245,40 @@ def split_tar(data: bytes | memoryview, *, key: str) -> dict[str, memoryview]:
     view = memoryview(data)
     files: dict[str, memoryview] = {}
     position = 0
-    while position + _TAR_BLOCK <= len(view):
+    while position < len(view):
         name, size = _parse_header(view[position : position + _TAR_BLOCK])
         start = position + _TAR_BLOCK
         if start + size > len(view):
             raise ValueError(f"the file {name!r} ends after its sample does")
         stem, _, extension = name.partition(".")
-        if stem != key or not extension or extension in files:
+        if stem != key or extension not in EXTENSIONS or extension in files:
             raise ValueError(f"the file {name!r} has no place in the sample {key}")
         files[extension] = view[start : start + size]
-        position = start + (size + _TAR_BLOCK - 1) // _TAR_BLOCK * _TAR_BLOCK
+        position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
+    if position != len(view):
+        raise ValueError(f"the sample {key} ends within a block of the tar")
     return files
 
 
 def _parse_header(header: memoryview) -> tuple[str, int]:
-    raw_name, raw_size, kind, magic = struct.unpack_from("100s24x12s20xc100x5s", header)
-    if magic != b"ustar" or kind != b"0":
-        raise ValueError("not a regular USTAR file header")
-    size = int(raw_size.rstrip(b"\0 ") or b"0", 8)
-    if size < 0:
-        raise ValueError("a file of negative size")
-    return raw_name.rstrip(b"\0").decode("ascii"), size
+    """Name and size of a regular file whose USTAR header is as stock tools would read it."""
+    if len(header) < _TAR_BLOCK:
+        raise ValueError("not a whole USTAR header")
+    name, size, checksum, kind, link, magic, prefix = struct.unpack_from(
+        "100s24x12s12x8sc100s8s80x155s", header
+    )
+    if magic != b"ustar\x0000" or kind != b"0" or any(link) or any(prefix):
+        raise ValueError("not a regular USTAR file header with a short name")
+    if _octal(checksum) != sum(header) - sum(checksum) + 8 * ord(" "):
+        raise ValueError("a USTAR header with a wrong checksum")
+    return name.rstrip(b"\0").decode("ascii"), _octal(size)
+
+
+def _octal(raw: bytes) -> int:
+    digits = raw.rstrip(b"\0 ")
+    if not digits or digits.strip(b"01234567"):
+        raise ValueError(f"{raw!r} in a USTAR header is no octal number")
+    return int(digits, 8)
 
 
 def encode_png(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
@@ -133,7 +289,18 @@ def encode_png(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(data: bytes | memoryview) -> NDArray[np.uint8]:
-    """Pixels of a PNG from a shard: `H,W` or `H,W,3`."""
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return np.asarray(image)
+def decode_png(data: bytes | memoryview, *, mode: str | None = None) -> NDArray[np.uint8]:
+    """Pixels of a PNG from a shard: `H,W` or `H,W,3`. Nothing is expanded before its size is known to be a view's.
+
+    Raises:
+        ValueError: no PNG, damaged, larger than any view, or of another mode (Pillow's `L` or `RGB`) than asked for.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"a PNG of {image.width} x {image.height} is no view")
+            if image.mode not in ({"L", "RGB"} if mode is None else {mode}):
+                raise ValueError(f"a PNG of mode {image.mode} is no {mode or 'L or RGB'}")
+            return np.asarray(image)
+    except _PNG_DAMAGE as error:
+        raise ValueError(f"not a sound PNG: {error}") from error

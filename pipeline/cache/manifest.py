@@ -1,44 +1,52 @@
 """The manifest: which shards hold the samples of one request. Written last; readers start from it."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from ldznet.config import Config
 from ldznet.errors import UserError
 from pipeline.cache import layout
-from pipeline.cache.index import INDEX_DTYPE, build_index
-from pipeline.cache.receipt import Receipt
+from pipeline.cache.committed_shard import CommittedShard, ShardReference
+from pipeline.cache.index import INDEX_DTYPE, Index, empty_rows, join_rows
+from pipeline.cache.receipt import Environment, LeftOut
+from pipeline.cache.sealed import seal, unseal
 from pipeline.cache.spec import CacheSpec, canonical_json
 from pipeline.object_store.store import ObjectStore
 
+_LARGEST_DOCUMENT: Final = 2**20  # bytes; a specification or a request has a few thousand
+_LARGEST_MANIFEST: Final = 2**30  # bytes; half a thousand a shard
 
-class ShardReference(Config):
-    """A shard as the manifest lists it."""
 
-    shard_id: str
-    object_key: str
+class Part(Config):
+    """An object that belongs to a manifest."""
+
+    key: str
     sha256: str
-    size: int  # bytes
-    samples: int
 
 
 class Manifest(Config):
-    """A finished set of shards under one numeric specification."""
+    """A finished set of shards that answers one numeric specification.
+
+    A shard may lie under another specification, from which this one differs in blocks alone; what it lacks lies in
+    its `columns`. Nothing is ever copied.
+    """
 
     manifest_id: str
     dataset: str
     split: str
     spec: CacheSpec
     shards: tuple[ShardReference, ...]
+    environments: tuple[Environment, ...]  # what computed them; a shard names its own by position
     samples: int
     failed: int
     filtered: int
-    index_key: str
-    index_sha256: str
+    index: Part
+    column_indexes: tuple[Part, ...] = ()
+    left_out: Part
 
     @property
     def cache_key(self) -> str:
@@ -47,8 +55,15 @@ class Manifest(Config):
 
     @property
     def size(self) -> int:
-        """Bytes in all shards."""
-        return sum(shard.size for shard in self.shards)
+        """Bytes in all shards, columns included."""
+        return sum(shard.size + sum(column.size for column in shard.columns) for shard in self.shards)
+
+    @property
+    def object_keys(self) -> tuple[str, ...]:
+        """Every object that the manifest names, itself not counted."""
+        shards = [part.object_key for shard in self.shards for part in (shard, *shard.columns)]
+        parts = [self.index.key, *(part.key for part in self.column_indexes), self.left_out.key]
+        return (*shards, *parts, layout.shard_list_key(self.cache_key, self.manifest_id))
 
 
 class RequestAnswer(Config):
@@ -65,39 +80,68 @@ def write_manifest(
     spec: CacheSpec,
     dataset: str,
     split: str,
-    receipts: Sequence[Receipt],
+    shards: Sequence[CommittedShard],
 ) -> Manifest:
-    """Write index, plain shard list and manifest, the manifest last. Equal receipts, equal objects."""
-    index = build_index(receipts).tobytes()
-    identity = [spec.key, dataset, split, *(f"{r.shard_id} {r.sha256}" for r in receipts)]
+    """Write indexes, plain shard list and manifest, the manifest last. Equal shards, equal objects."""
+    environments = tuple(dict.fromkeys(_as_key(shard.environment) for shard in shards))
+    references = tuple(
+        shard.reference.model_copy(update={"environment": environments.index(_as_key(shard.environment))})
+        for shard in shards
+    )
+    identity = [spec.key, dataset, split, *(shard.model_dump(mode="json") for shard in references)]
     manifest_id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
+    left_out = [member for shard in shards for member in shard.left_out]
+    shard_urls = "".join(f"{store.url}/{shard.object_key}\n" for shard in references)
+
+    def write(key: str, body: bytes) -> Part:
+        store.create(key, body)
+        return Part(key=key, sha256=hashlib.sha256(body).hexdigest())
+
+    store.create(layout.spec_key(spec.key), spec.canonical().encode())
+    store.create(layout.shard_list_key(spec.key, manifest_id), shard_urls.encode())
+    index = join_rows([shard.rows for shard in shards])
     manifest = Manifest(
         manifest_id=manifest_id,
         dataset=dataset,
         split=split,
         spec=spec,
-        shards=tuple(
-            ShardReference(
-                shard_id=r.shard_id,
-                object_key=r.object_key,
-                sha256=r.sha256,
-                size=r.size,
-                samples=len(r.samples),
-            )
-            for r in receipts
+        shards=references,
+        environments=tuple(Environment.model_validate_json(text) for text in environments),
+        samples=len(index),
+        failed=sum(member.why == "failed" for member in left_out),
+        filtered=sum(member.why == "filtered" for member in left_out),
+        index=write(layout.index_key(spec.key, manifest_id), index.tobytes()),
+        column_indexes=tuple(
+            write(layout.index_key(spec.key, manifest_id, column=column), rows.tobytes())
+            for column, rows in enumerate(_column_rows(shards))
         ),
-        samples=len(index) // INDEX_DTYPE.itemsize,
-        failed=sum(len(r.left_out_for("failed")) for r in receipts),
-        filtered=sum(len(r.left_out_for("filtered")) for r in receipts),
-        index_key=layout.index_key(spec.key, manifest_id),
-        index_sha256=hashlib.sha256(index).hexdigest(),
+        left_out=write(layout.left_out_key(spec.key, manifest_id), _left_out_lines(shards)),
     )
-    shard_urls = "".join(f"{store.url}/{r.object_key}\n" for r in receipts)
-    store.create(layout.spec_key(spec.key), spec.canonical().encode())
-    store.create(manifest.index_key, index)
-    store.create(layout.shard_list_key(spec.key, manifest_id), shard_urls.encode())
-    store.create(layout.manifest_key(spec.key, manifest_id), manifest.model_dump_json(indent=1).encode())
+    store.create(layout.manifest_key(spec.key, manifest_id), seal(manifest))
     return manifest
+
+
+def _as_key(environment: Environment) -> str:
+    return canonical_json(environment.model_dump(mode="json"))
+
+
+def _column_rows(shards: Sequence[CommittedShard]) -> Iterator[Index]:
+    for column in range(max((len(shard.column_rows) for shard in shards), default=0)):
+        yield join_rows(
+            [
+                shard.column_rows[column] if column < len(shard.column_rows) else empty_rows(shard.rows)
+                for shard in shards
+            ]
+        )
+
+
+def _left_out_lines(shards: Sequence[CommittedShard]) -> bytes:
+    lines = [
+        json.dumps({"shard": number} | member.model_dump(mode="json"), sort_keys=True) + "\n"
+        for number, shard in enumerate(shards)
+        for member in shard.left_out
+    ]
+    return "".join(lines).encode()
 
 
 def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Manifest:
@@ -111,37 +155,100 @@ def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Ma
     return manifest
 
 
+def list_manifests(store: ObjectStore, cache_key: str) -> Iterator[Manifest]:
+    """Every manifest of one specification."""
+    prefix = layout.manifest_prefix(cache_key)
+    for info in store.list(prefix):
+        if info.key.endswith(".json"):
+            manifest_id = info.key.removeprefix(prefix).removesuffix(".json")
+            manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
+            if manifest is not None:
+                yield manifest
+
+
+def list_specs(store: ObjectStore) -> Iterator[CacheSpec]:
+    """Every numeric specification that the cache holds something of, as far as this version reads them."""
+    for info in store.list(layout.SPEC_PREFIX):
+        try:
+            spec = CacheSpec.model_validate_json(store.get(info.key, at_most=_LARGEST_DOCUMENT))
+        except (KeyError, ValueError):  # gone since, or of another version
+            continue
+        if layout.spec_key(spec.key) == info.key:
+            yield spec
+
+
 def _read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Manifest | None:
     key = layout.manifest_key(cache_key, manifest_id)
     try:
-        manifest = Manifest.model_validate_json(store.get(key))
+        manifest = unseal(Manifest, store.get(key, at_most=_LARGEST_MANIFEST))
     except KeyError:
         return None
-    except ValidationError as error:
-        raise UserError(
-            f"{store.url}/{key} is not a manifest that this version reads: {error.errors()[0]['msg']}"
-        ) from error
-    for name in (manifest.index_key, *(shard.object_key for shard in manifest.shards)):
-        if not name.startswith(f"{cache_key}/") or ".." in name.split("/"):
+    except ValueError as error:
+        raise UserError(f"{store.url}/{key} is not a manifest that this version reads: {error}") from error
+    if (manifest.manifest_id, manifest.cache_key) != (manifest_id, cache_key):
+        raise UserError(f"{store.url}/{key} is the manifest of something else: remove it")
+    own = layout.manifest_prefix(cache_key)
+    for name in manifest.object_keys:
+        if not layout.is_shard_key(name) and not (name.startswith(own) and "/" not in name.removeprefix(own)):
             raise UserError(
-                f"the manifest {store.url}/{key} names {name!r}, which lies outside its own cache: not reading it"
+                f"the manifest {store.url}/{key} names {name!r}, which is no part of a cache: not reading it"
             )
     return manifest
 
 
-def read_index(store: ObjectStore, manifest: Manifest) -> NDArray[np.void]:
+def read_index(store: ObjectStore, manifest: Manifest) -> Index:
     """The manifest's index, checked against its hash."""
-    try:
-        data = store.get(manifest.index_key)
-    except KeyError as error:
-        raise OSError(
-            f"the index {store.url}/{manifest.index_key} is gone, which the manifest names: restore it"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
-        raise OSError(
-            f"the index {store.url}/{manifest.index_key} is damaged: its SHA-256 is not the manifest's"
+    return np.frombuffer(_read_index_part(store, manifest, manifest.index), dtype=INDEX_DTYPE)
+
+
+def read_column_indexes(store: ObjectStore, manifest: Manifest) -> tuple[Index, ...]:
+    """The indexes of further blocks, row by row beside the samples' own."""
+    parts = (_read_index_part(store, manifest, part) for part in manifest.column_indexes)
+    return tuple(np.frombuffer(part, dtype=INDEX_DTYPE) for part in parts)
+
+
+def _read_index_part(store: ObjectStore, manifest: Manifest, part: Part) -> bytes:
+    return read_part(store, part, at_most=manifest.samples * INDEX_DTYPE.itemsize)
+
+
+def read_left_out(store: ObjectStore, manifest: Manifest) -> Iterator[tuple[int, LeftOut]]:
+    """Every member that the manifest's shards left out, with the shard's position."""
+    for line in read_part(store, manifest.left_out).splitlines():
+        member = json.loads(line)
+        yield member.pop("shard"), LeftOut.model_validate(member)
+
+
+def committed_shards(store: ObjectStore, manifest: Manifest) -> Iterator[CommittedShard]:
+    """The manifest's shards one by one, as another manifest takes them up. Reads indexes, no receipts."""
+    index, columns = read_index(store, manifest), read_column_indexes(store, manifest)
+    left_out: dict[int, list[LeftOut]] = {}
+    for number, member in read_left_out(store, manifest):
+        left_out.setdefault(number, []).append(member)
+    ends = np.cumsum([shard.samples for shard in manifest.shards])
+    for number, (shard, end) in enumerate(zip(manifest.shards, ends.tolist(), strict=True)):
+        rows = slice(end - shard.samples, end)
+        yield CommittedShard(
+            reference=shard,
+            rows=index[rows],
+            column_rows=tuple(column[rows] for column in columns[: len(shard.columns)]),
+            left_out=tuple(left_out.get(number, ())),
+            environment=manifest.environments[shard.environment],
         )
-    return np.frombuffer(data, dtype=INDEX_DTYPE)
+
+
+def read_part(store: ObjectStore, part: Part, *, at_most: int = _LARGEST_MANIFEST) -> bytes:
+    """An object of a manifest, checked against its hash.
+
+    Raises:
+        OSError: it is gone or damaged.
+    """
+    try:
+        data = store.get(part.key, at_most=at_most)
+    except KeyError as error:
+        raise OSError(f"{store.url}/{part.key} is gone, which the manifest names: restore it") from error
+    if hashlib.sha256(data).hexdigest() != part.sha256:
+        raise OSError(f"{store.url}/{part.key} is damaged: its SHA-256 is not the manifest's")
+    return data
 
 
 def answer_request(
@@ -149,20 +256,19 @@ def answer_request(
 ) -> None:
     """Let a recipe's request lead to this manifest."""
     answer = RequestAnswer(cache_key=manifest.cache_key, manifest_id=manifest.manifest_id, run_id=run_id)
-    store.put(layout.request_key(request_digest), answer.model_dump_json().encode())
+    store.put(layout.request_key(request_digest), seal(answer))
 
 
 def find_answer(store: ObjectStore, request_digest: str) -> RequestAnswer | None:
     """What answers a request, or None where nothing was computed for it."""
+    key = layout.request_key(request_digest)
     try:
-        body = store.get(layout.request_key(request_digest))
+        return unseal(RequestAnswer, store.get(key, at_most=_LARGEST_DOCUMENT))
     except KeyError:
         return None
-    try:
-        return RequestAnswer.model_validate_json(body)
-    except ValidationError as error:
+    except ValueError as error:
         raise UserError(
-            f"{store.url}/{layout.request_key(request_digest)} is damaged: remove it and run `ldznet precompute` again"
+            f"{store.url}/{key} is damaged: remove it and run `ldznet precompute` again"
         ) from error
 
 

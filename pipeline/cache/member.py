@@ -1,7 +1,7 @@
 """Members of a cache: one sample in one draw, with an id made of content alone."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.datasets.sample import Sample
@@ -30,28 +30,7 @@ def member_key(sample: str, draw: int) -> str:
     return _hash(sample, str(draw))
 
 
-def list_members(samples: Iterable[Sample], *, draws: int, digest: Callable[[str], str]) -> Iterator[Member]:
-    """Every draw of every sample, once: a sample that the data set lists twice is one member."""
-    seen: set[str] = set()
-    for sample in samples:
-        identity = sample_id(sample, digest)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        for draw in range(draws):
-            yield Member(
-                key=member_key(identity, draw),
-                sample_id=identity,
-                image_digest=digest(sample.image),
-                draw=draw,
-                sample=sample,
-            )
-
-
 def _hash(*parts: str) -> str:
-    hasher = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode("utf-8", errors="surrogatepass")
-        hasher.update(len(encoded).to_bytes(8, "big"))
-        hasher.update(encoded)
-    return hasher.hexdigest()[:KEY_DIGITS]
+    encoded = [part.encode("utf-8", errors="surrogatepass") for part in parts]
+    framed = b"".join([len(part).to_bytes(8, "big") + part for part in encoded])
+    return hashlib.sha256(framed).hexdigest()[:KEY_DIGITS]

@@ -1,13 +1,15 @@
 """A shard's receipt: what is in the shard, where, with which checksum. No receipt, no shard."""
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
-
-from pydantic import ValidationError
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Literal
 
 from ldznet.config import Config
 from pipeline.cache import layout
+from pipeline.cache.sealed import seal, unseal
 from pipeline.object_store.store import ObjectStore
+
+_LARGEST: Final = 2**28  # bytes; a hundred and some a sample
 
 
 class SampleSpan(Config):
@@ -32,8 +34,16 @@ class LeftOut(Config):
 class Environment(Config):
     """What computed the shard: it explains a difference in rounding, and is no part of the identity."""
 
-    device: str
+    device: str  # "cpu" or "cuda"
+    processor: str = ""  # the model's name: other models may round otherwise
     versions: dict[str, str]
+
+    def difference(self, other: "Environment") -> str:
+        """What differs, for a person to read; empty where nothing does."""
+        pairs = [("device", self.device, other.device), ("processor", self.processor, other.processor)]
+        names = sorted({*self.versions, *other.versions})
+        pairs += [(name, self.versions.get(name, "none"), other.versions.get(name, "none")) for name in names]
+        return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
 
 
 class Receipt(Config):
@@ -46,6 +56,7 @@ class Receipt(Config):
     samples: tuple[SampleSpan, ...]
     left_out: tuple[LeftOut, ...]
     environment: Environment
+    converted_from: str | None = None  # the shard in another stored type that it was made of
 
     def left_out_for(self, why: Literal["failed", "filtered"]) -> tuple[LeftOut, ...]:
         """The members that failed, or those that were filtered."""
@@ -53,25 +64,40 @@ class Receipt(Config):
 
 
 def read_receipt(store: ObjectStore, *, cache_key: str, shard_id: str) -> Receipt | None:
-    """The shard's receipt, or None where the shard is not committed."""
+    """The shard's receipt, or None where the shard is not committed.
+
+    Raises:
+        OSError: it is damaged, or leads out of the cache.
+    """
     key = layout.receipt_key(cache_key, shard_id)
     try:
-        body = store.get(key)
+        body = store.get(key, at_most=_LARGEST)
     except KeyError:
         return None
     try:
-        receipt = Receipt.model_validate_json(body)
-    except ValidationError as error:
-        raise OSError(f"the receipt {store.url}/{key} is damaged: {error.errors()[0]['msg']}") from error
+        receipt = unseal(Receipt, body)
+    except ValueError as error:
+        raise OSError(f"the receipt {store.url}/{key} is damaged: {error}") from error
     if receipt.shard_id != shard_id:
         raise OSError(f"the receipt {store.url}/{key} speaks of another shard, {receipt.shard_id}")
+    if not layout.is_shard_key(receipt.object_key):
+        raise OSError(f"the receipt {store.url}/{key} names {receipt.object_key!r}, which is no shard")
     return receipt
+
+
+def read_receipts(
+    store: ObjectStore, *, cache_key: str, shard_ids: Iterable[str], at_once: int = 32
+) -> Iterator[Receipt | None]:
+    """Many receipts, in order, several requests in flight."""
+    with ThreadPoolExecutor(at_once, thread_name_prefix="receipts") as pool:
+        yield from pool.map(
+            lambda shard_id: read_receipt(store, cache_key=cache_key, shard_id=shard_id), shard_ids
+        )
 
 
 def commit_receipt(store: ObjectStore, *, cache_key: str, receipt: Receipt) -> Receipt:
     """Commit a shard: the first receipt stands, and whoever comes second adopts it."""
-    body = receipt.model_dump_json().encode()
-    if store.create(layout.receipt_key(cache_key, receipt.shard_id), body):
+    if store.create(layout.receipt_key(cache_key, receipt.shard_id), seal(receipt)):
         return receipt
     adopted = read_receipt(store, cache_key=cache_key, shard_id=receipt.shard_id)
     if adopted is None:
@@ -79,11 +105,3 @@ def commit_receipt(store: ObjectStore, *, cache_key: str, receipt: Receipt) -> R
             f"the receipt of shard {receipt.shard_id} was there and is gone: is something deleting from {store.url}?"
         )
     return adopted
-
-
-def read_left_out(store: ObjectStore, cache_key: str, shard_ids: Iterable[str]) -> Iterator[LeftOut]:
-    """Every member that shards left out, with its reason, from their receipts."""
-    for shard_id in shard_ids:
-        receipt = read_receipt(store, cache_key=cache_key, shard_id=shard_id)
-        if receipt is not None:
-            yield from receipt.left_out

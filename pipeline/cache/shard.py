@@ -17,6 +17,9 @@ from pipeline.object_store.store import ObjectStore
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_PIECE = 1 << 26  # bytes
+_TRIES = 8
+
 
 class _HashingFile(io.RawIOBase):
     """A file that hashes what passes: the shard's SHA-256 and the current sample's xxh3-64."""
@@ -51,7 +54,10 @@ class ShardWriter:
         self._file = _HashingFile(self._raw)
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False)
         # TarWriter's stream mode holds bytes back, so a sample's end is not known; plain mode writes through.
-        self._tar.tarstream = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        # One piece a file, handed on without a copy, in place of tarfile's 16 KiB.
+        self._tar.tarstream = tarfile.TarFile(
+            fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_PIECE
+        )
 
     def write(self, key: str, files: dict[str, bytes]) -> None:
         """Append one sample. Keys must rise."""
@@ -87,12 +93,30 @@ class ShardWriter:
 
 
 def upload_shard(store: ObjectStore, writer: ShardWriter, *, cache_key: str, shard_id: str) -> str:
-    """Put a finished shard under the name that holds its hash. Returns its key; an equal one may be there already."""
+    """Put a finished shard under the name that holds its hash. Returns its key.
+
+    An equal one may be there already, of a racing writer or of one that was killed before its receipt. What is there
+    under that name with other content is damaged, and is written anew.
+
+    Raises:
+        OSError: somebody keeps changing the object.
+    """
     key = layout.shard_key(cache_key, shard_id, writer.sha256)
-    if not store.create(key, writer.path):
+    for _ in range(_TRIES):
+        if store.create(key, writer.path, sha256=writer.sha256):
+            return key
         info = store.stat(key)
-        if info is None or info.size != writer.size:
-            raise OSError(
-                f"{store.url}/{key} is there with another size than its content hash says: remove it and run again"
-            )
-    return key
+        if info is None:
+            continue
+        if info.size == writer.size and _sha256(store, key, writer.size) == writer.sha256:
+            return key
+        if store.replace(key, writer.path, etag=info.etag):
+            return key
+    raise OSError(f"{store.url}/{key} kept changing: is something else writing there?")
+
+
+def _sha256(store: ObjectStore, key: str, size: int) -> str:
+    hasher = hashlib.sha256()
+    for start in range(0, size, _PIECE):
+        hasher.update(store.get_range(key, start=start, length=min(_PIECE, size - start)))
+    return hasher.hexdigest()

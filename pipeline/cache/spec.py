@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,11 +10,12 @@ from ldznet.config import Config
 from ldznet.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from pipeline.views import ViewConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BLOCK_COUNT = 16
 TIMESTEP_COUNT = 1000
 
-Dtype = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
+QUANTISED: Final[frozenset[Dtype]] = frozenset({"int8", "fp8"})
 
 
 class TimestepConfig(Config):
@@ -65,12 +66,16 @@ class FeaturesConfig(Config):
     blocks: tuple[int, ...] = (6, 7, 8, 9, 10)
     seed: int = Field(default=0, ge=0)
     compute_dtype: Literal["fp32", "bf16"] = "fp32"
-    stored_dtype: Dtype = "fp16"
+    stored_dtype: Dtype = "fp16"  # of block features; latents and context beside int8 and fp8 are fp16
+    scale_group: int = Field(default=1, ge=1)  # neighbouring channels that share a scale, for int8 and fp8
+    stored_from: Literal["bf16", "fp16"] | None = None  # converted from a cache in this type: rounded twice
     keep_images: bool = False  # store the view's pixels too (RGBNet trains on them; pictures show them)
     image_batch: int = Field(default=4, ge=1)  # views a VAE pass: one fixed shape, the last one padded
     prompt_batch: int = Field(default=16, ge=1)  # prompts a text-encoder pass
     feature_batch: int = Field(default=8, ge=1)  # samples a UNet pass
     threads: int = Field(default=1, ge=1)  # CPU threads a worker: they change rounding
+    channels_last: bool = False  # convolutions in NHWC: quicker on GPUs, other rounding
+    compile: bool = False  # torch.compile of the UNet walk and the VAE encoder: other rounding
 
     @field_validator("blocks")
     @classmethod
@@ -82,10 +87,27 @@ class FeaturesConfig(Config):
                 )
         return tuple(sorted(set(value)))
 
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.stored_dtype not in QUANTISED and self.scale_group != 1:
+            raise ValueError(
+                f"scale_group is for stored_dtype int8 and fp8, not {self.stored_dtype}: leave it out"
+            )
+        if self.stored_from == self.stored_dtype:
+            raise ValueError(
+                f"stored_from is {self.stored_from}, as stored_dtype: nothing to convert, leave it out"
+            )
+        return self
+
 
 class CacheSpec(Config):
-    """The numeric specification. Two that give the same bytes are equal and have one key."""
+    """The numeric specification. Two that give the same bytes are equal and have one key.
 
+    `content` is what a shard holds of each sample: everything, or only block features (`columns`), which are joined
+    to samples that lie in another shard.
+    """
+
+    content: Literal["samples", "columns"] = "samples"
     schema_version: int = SCHEMA_VERSION
     ldm_digest: str  # of the frozen LDM's weights and configuration, not of its name
     features: FeaturesConfig

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from ldznet.modeling import (
     unet_config_of,
 )
 from ldznet.prediction_config import PredictionConfig
+from pipeline.collate import collate
 from pipeline.evaluation import run_network
-from pipeline.loader import SampleReader, collate
+from pipeline.loader import SampleReader
 from pipeline.mask_folder import file_stem
 from pipeline.object_store.opening import open_store
-from pipeline.precompute import finish_set, plan_sets
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.shard_workers import ShardTask, ShardWorker, WorkerSetup
 from pipeline.train_rank import required_manifest
 
 THRESHOLDS = np.arange(1, 50) / 50
@@ -49,7 +49,12 @@ def data(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe_path(data: Path, miniature_ldm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe_path(
+    data: Path,
+    miniature_ldm: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    precompute_here: Callable[..., None],
+) -> Path:
     """A recipe whose features are computed."""
     folder = tmp_path_factory.mktemp("experiment")
     content = {
@@ -68,25 +73,8 @@ def recipe_path(data: Path, miniature_ldm: Path, tmp_path_factory: pytest.TempPa
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
-    precompute(load_recipe(path))
+    precompute_here(path)
     return path
-
-
-def precompute(recipe: Recipe) -> None:
-    """As the job does, in this process."""
-    store = open_store(recipe.cache.url)
-    for plan in plan_sets(recipe):
-        setup = WorkerSetup(
-            ldm_source=recipe.ldm.source,
-            ldm_digest=plan.spec.ldm_digest,
-            features=recipe.features,
-            cache_url=recipe.cache.url,
-        )
-        worker, computed = ShardWorker(setup), {}
-        for shard in plan.shards:
-            task = ShardTask(set_name=plan.set_name, spec=plan.spec, data=plan.data, plan=shard)
-            computed[shard.shard_id] = worker.compute(task)
-        finish_set(recipe, plan, store=store, computed=computed)
 
 
 @pytest.fixture(scope="module")
@@ -462,11 +450,14 @@ def test_data_that_changed_since_precompute_is_noticed(  # noqa: PLR0917 - fixtu
 
 
 def test_crops_are_not_scored_at_original_size(
-    recipe_path: Path, networks: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_path: Path,
+    networks: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precompute_here: Callable[..., None],
 ) -> None:
     options = ["sets.train.view.policy=shared", f"cache.url={tmp_path / 'cache'}", "validate_on=null"]
-    recipe = load_recipe(recipe_path, options)
-    precompute(recipe)
+    precompute_here(recipe_path, *options)
     arguments = [str(recipe_path), *options, override([str(networks["znet"])]), f"output={tmp_path}"]
     assert main(["evaluate", *arguments, "evaluate.protocols=[original]"]) == 2
     assert "the set 'train' shows crops" in capsys.readouterr().err
@@ -475,7 +466,11 @@ def test_crops_are_not_scored_at_original_size(
 
 @pytest.mark.shared_data
 def test_phrasecuts_polygons_are_scored_at_original_size(
-    shared_data: Path, miniature_ldm: Path, networks: dict[str, Path], tmp_path: Path
+    shared_data: Path,
+    miniature_ldm: Path,
+    networks: dict[str, Path],
+    tmp_path: Path,
+    precompute_here: Callable[..., None],
 ) -> None:
     """Polygons drawn here, as PhraseCut's tools draw them, are the truth that the harness scores against."""
     root = shared_data / "photos_phrasecut"
@@ -502,7 +497,7 @@ def test_phrasecuts_polygons_are_scored_at_original_size(
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    precompute(load_recipe(path))
+    precompute_here(path)
     assert main(["evaluate", str(path)]) == 0
     content = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     drawn, ours = (result["scores"]["standard"] for result in content["results"])

@@ -1,18 +1,29 @@
 """`ldznet precompute` on a real Ray and a real S3 server: the same bytes whoever computes them, and only once."""
 
+import contextlib
 import logging
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import psutil
 import pytest
+import torch
 
+from jobs.cache import main as cache_main
 from jobs.local_ray import ray_session
 from jobs.precompute import main
+from pipeline.cache.entry import Entry
 from pipeline.cache.manifest import find_manifest
 from pipeline.cache.receipt import Receipt
+from pipeline.cache.sealed import unseal
 from pipeline.loader import CacheLoader, SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
@@ -41,9 +52,7 @@ def computed(ray_here: None, recipe: Path, seaweedfs: Any) -> str:
 
 
 def receipts(store: ObjectStore) -> dict[str, Receipt]:
-    found = (
-        Receipt.model_validate_json(store.get(info.key)) for info in store.list() if "/receipts/" in info.key
-    )
+    found = (unseal(Receipt, store.get(info.key)) for info in store.list() if "/receipts/" in info.key)
     return {receipt.shard_id: receipt for receipt in found}
 
 
@@ -79,7 +88,7 @@ def test_a_second_run_computes_nothing_and_says_so(
     def no_ray(**_: object) -> None:
         raise AssertionError("a second run must not start Ray")
 
-    monkeypatch.setattr("jobs.precompute.ray_session", no_ray)
+    monkeypatch.setattr("jobs.precompute_shards.ray_session", no_ray)
     caplog.set_level(logging.INFO)
     store = open_store(computed)
     before = versions(store)
@@ -95,7 +104,7 @@ def test_a_second_run_computes_nothing_and_says_so(
 def test_a_recipe_that_asks_for_the_same_reuses_it(
     computed: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, miniature_ldm: Path
 ) -> None:
-    monkeypatch.setattr("jobs.precompute.ray_session", None)
+    monkeypatch.setattr("jobs.precompute_shards.ray_session", None)
     store = open_store(computed)
     before = receipts(store)
     same = tmp_path / "another place"
@@ -127,3 +136,92 @@ def test_fewer_samples_use_the_shards_that_are_there(
     assert main([str(recipe), f"cache.url={computed}", "data.limit=33"]) == 0
     assert "0 shards computed now" in caplog.text
     assert {key: value for key, value in versions(store).items() if "/shards/" in key} == old
+
+
+@pytest.fixture
+def copy(computed: str, tmp_path: Path) -> ObjectStore:
+    """The computed cache in a folder, to be changed."""
+    store, source = open_store(tmp_path / "copy"), open_store(computed)
+    for info in source.list():
+        store.put(info.key, source.get(info.key))
+    return store
+
+
+def entries(store: ObjectStore, recipe: Path, name: str, *overrides: str) -> dict[str, Entry]:
+    """What a reader gets of a set, by sample."""
+    manifest = find_manifest(store, load_recipe(recipe, overrides).request_digest(name))
+    assert manifest is not None
+    reader = SampleReader(store=store, manifest=manifest)
+    found = [reader.read_run(np.array([row]))[0] for row in range(len(reader.index))]
+    return {entry.key: entry for entry in found}
+
+
+def assert_same(ours: dict[str, Entry], theirs: dict[str, Entry]) -> None:
+    assert set(ours) == set(theirs)
+    for key, entry in theirs.items():
+        same = ours[key]
+        assert torch.equal(same.latents, entry.latents)
+        assert torch.equal(same.context, entry.context)
+        assert (list(same.features), list(same.scales)) == (list(entry.features), list(entry.scales))
+        for block, tensor in entry.features.items():
+            assert torch.equal(same.features[block].float(), tensor.float())
+        assert all(torch.equal(same.scales[block], scale) for block, scale in entry.scales.items())
+        assert (same.mask == entry.mask).all()
+        assert same.facts == entry.facts
+
+
+def test_more_blocks_compute_those_blocks_alone(copy: ObjectStore, recipe: Path, tmp_path: Path) -> None:
+    old = shards(copy)
+    more = "features.blocks=[5,6,7,8,9,10,11]"
+    assert main([str(recipe), f"cache.url={copy.url}", more]) == 0
+    columns = {key: body for key, body in shards(copy).items() if key not in old}
+    assert len(columns) == len(old)
+    assert sum(map(len, columns.values())) < sum(map(len, old.values()))
+    direct = open_store(tmp_path / "direct")
+    assert main([str(recipe), f"cache.url={direct.url}", more]) == 0
+    for name in ("train", "val"):
+        assert_same(entries(copy, recipe, name, more), entries(direct, recipe, name, more))
+
+
+def test_another_stored_type_is_converted_to_what_a_computation_gives(
+    copy: ObjectStore, recipe: Path, tmp_path: Path
+) -> None:
+    int8 = "features.stored_dtype=int8"
+    assert main([str(recipe), f"cache.url={copy.url}", int8]) == 0
+    direct = open_store(tmp_path / "direct")
+    assert main([str(recipe), f"cache.url={direct.url}", int8]) == 0
+    for name in ("train", "val"):
+        assert_same(entries(copy, recipe, name, int8), entries(direct, recipe, name, int8))
+
+
+def test_repair_computes_again_what_is_damaged_and_nothing_else(
+    copy: ObjectStore, recipe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = shards(copy)
+    lost, damaged, *_ = sorted(before)
+    copy.delete(lost)
+    copy.put(damaged, before[damaged][:-2000] + b"x" + before[damaged][-1999:])
+    caplog.set_level(logging.INFO)
+    assert cache_main(["verify", copy.url]) == 1
+    assert main([str(recipe), f"cache.url={copy.url}", "--repair"]) == 0
+    assert "in 2 shards with" in caplog.text
+    assert shards(copy) == before
+    assert cache_main(["verify", copy.url]) == 0
+
+
+def test_nothing_listens_beyond_this_machine(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.precompute", str(recipe), f"cache.url={tmp_path / 'cache'}"]
+    driver = psutil.Popen(command, stderr=subprocess.DEVNULL)
+    listening: set[str] = set()
+    while driver.poll() is None:
+        for process in [driver, *driver.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                listening |= {
+                    connection.laddr.ip
+                    for connection in process.net_connections(kind="tcp")
+                    if connection.status == psutil.CONN_LISTEN
+                }
+        time.sleep(0.05)
+    assert driver.returncode == 0
+    assert listening
+    assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in listening)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,6 +24,16 @@ def test_put_get_stat_delete(store):
     store.delete("a/b")
     store.delete("a/b")
     assert store.stat("a/b") is None
+
+
+def test_the_time_of_a_write_is_told_by_a_look_and_by_a_listing(store):
+    store.put("a", b"1")
+    first = store.stat("a").modified
+    assert abs(first - time.time()) < 600
+    assert [info.modified for info in store.list()] == [first]
+    time.sleep(1.1)  # S3 tells whole seconds
+    store.put("a", b"2")
+    assert first < store.stat("a").modified < first + 600
 
 
 def test_a_missing_key_is_a_key_error(store):

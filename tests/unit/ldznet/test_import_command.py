@@ -2,6 +2,7 @@
 
 import json
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,6 @@ from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import ldm_digest
 from ldznet.prediction_config import PredictionConfig
 from ldznet.predictor import Predictor
-from pipeline.object_store.opening import open_store
-from pipeline.precompute import finish_set, plan_sets
-from pipeline.recipe import Recipe
-from pipeline.recipe_file import load_recipe
-from pipeline.shard_workers import ShardTask, ShardWorker, WorkerSetup
 
 __all__ = ["lightning"]  # a fixture
 
@@ -73,7 +69,7 @@ def test_a_checkpoint_with_everything_in_it_needs_one_command(
 
 
 def test_an_imported_model_is_evaluated_on_features_of_its_own_ldm(
-    tmp_path: Path, tokenizer: tuple[Path, int], small_data: Path
+    tmp_path: Path, tokenizer: tuple[Path, int], small_data: Path, precompute_here: Callable[..., None]
 ) -> None:
     folder, tokens = tokenizer
     torch.save({"state_dict": whole_state(tokens)}, tmp_path / "last.ckpt")
@@ -92,28 +88,10 @@ def test_an_imported_model_is_evaluated_on_features_of_its_own_ldm(
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    precompute(load_recipe(path))
+    precompute_here(path)
     assert main(["evaluate", str(path)]) == 0
     (result,) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["results"]
     assert (result["model"], result["kind"], result["scores"]["phrases"]) == ("model", "ldznet", 3)
-
-
-def precompute(recipe: Recipe) -> None:
-    """As the job does, in this process."""
-    for plan in plan_sets(recipe):
-        worker = ShardWorker(
-            WorkerSetup(
-                ldm_source=recipe.ldm.source,
-                ldm_digest=plan.spec.ldm_digest,
-                features=recipe.features,
-                cache_url=recipe.cache.url,
-            )
-        )
-        computed = {}
-        for shard in plan.shards:
-            task = ShardTask(set_name=plan.set_name, spec=plan.spec, data=plan.data, plan=shard)
-            computed[shard.shard_id] = worker.compute(task)
-        finish_set(recipe, plan, store=open_store(recipe.cache.url), computed=computed)
 
 
 def test_stable_diffusion_becomes_a_frozen_ldm_and_the_network_takes_it(

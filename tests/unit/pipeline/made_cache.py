@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.entry import Entry, encode_entry
 from pipeline.cache.manifest import Manifest, write_manifest
 from pipeline.cache.receipt import Environment, LeftOut, Receipt, commit_receipt
@@ -76,4 +77,10 @@ def write_cache(
         commit(store, folder, sorted(entries[start :: -(-samples // per_shard)], key=lambda e: e.key))
         for start in range(-(-samples // per_shard))
     ]
-    return write_manifest(store, spec=SPEC, dataset="made", split="train", receipts=receipts)
+    return manifest_of(store, *receipts)
+
+
+def manifest_of(store: ObjectStore, *receipts: Receipt) -> Manifest:
+    """The manifest of committed shards."""
+    shards = [CommittedShard.from_receipts(receipt) for receipt in receipts]
+    return write_manifest(store, spec=SPEC, dataset="made", split="train", shards=shards)

@@ -6,21 +6,26 @@ import pytest
 
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 
-BASE = CacheSpec(ldm_digest="d" * 64, features=FeaturesConfig(), policy=PolicyConfig())
+BASE = CacheSpec(ldm_digest="d" * 64, features=FeaturesConfig(stored_dtype="int8"), policy=PolicyConfig())
 
 # One other valid value for every leaf of the specification.
 OTHER_VALUES: dict[tuple[str, ...], Any] = {
-    ("schema_version",): 2,
+    ("content",): "columns",
+    ("schema_version",): 1,
     ("ldm_digest",): "e" * 64,
     ("features", "blocks"): (6, 7),
     ("features", "seed"): 1,
     ("features", "compute_dtype"): "bf16",
     ("features", "stored_dtype"): "bf16",
+    ("features", "scale_group"): 4,
+    ("features", "stored_from"): "bf16",
     ("features", "keep_images"): True,
     ("features", "image_batch"): 5,
     ("features", "prompt_batch"): 5,
     ("features", "feature_batch"): 5,
     ("features", "threads"): 2,
+    ("features", "channels_last"): True,
+    ("features", "compile"): True,
     ("policy", "view", "policy"): "shared",
     ("policy", "view", "size"): 512,
     ("policy", "timesteps", "low"): 399,

@@ -3,12 +3,16 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ldznet.errors import UserError
+from pipeline.cache import content_digest
 from pipeline.cache.content_digest import MISSING, ContentDigests, memory_path
+from pipeline.datasets.masks import FileMask
+from pipeline.datasets.sample import Sample
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
@@ -20,13 +24,20 @@ class CountingStore:
         self._store = store
         self.url = store.url
         self.reads: Counter[str] = Counter()
+        self.looks: Counter[str] = Counter()
+        self.lists: Counter[str] = Counter()
 
     def get(self, key: str) -> bytes:
         self.reads[key] += 1
         return self._store.get(key)
 
     def stat(self, key: str) -> ObjectInfo | None:
+        self.looks[key] += 1
         return self._store.stat(key)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.lists[prefix] += 1
+        return self._store.list(prefix)
 
 
 @pytest.fixture
@@ -122,3 +133,39 @@ def test_memory_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert memory_path() == tmp_path / "home" / ".cache" / "ldznet" / "digests.sqlite"
+
+
+def test_samples_far_more_than_fit_are_learnt_from_one_listing(
+    counting: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content_digest, "_AHEAD", 50)
+    monkeypatch.setattr(content_digest, "_LIST_FROM", 40)
+    monkeypatch.setattr(content_digest, "_SESSION", 60)
+    store = open_store(tmp_path / "data")
+    for number in range(200):
+        store.put(f"masks/{number}.png", f"mask {number}".encode())
+    samples = [
+        Sample(
+            image_id="a",
+            label_id=str(number),
+            image="images/a.jpg",
+            phrase="p",
+            mask=FileMask(key=f"masks/{number}.png"),
+            split="train",
+        )
+        for number in range(210)
+    ]
+    memory = tmp_path / "memory.sqlite"
+    for reads in (1, 0):
+        counting.reads.clear()
+        counting.looks.clear()
+        learning = digests(counting, memory)
+        passed = [(sample, sample.mask.identity(learning)) for sample in learning.ahead(samples)]
+        learning.save()
+        assert [sample for sample, _ in passed] == samples
+        for number, (_, identity) in enumerate(passed):
+            content = sha(f"mask {number}".encode()) if number < 200 else MISSING
+            assert identity == f"file:{content}"
+        assert counting.reads["masks/7.png"] == reads
+        assert not any(key.startswith("masks/") for key in counting.looks)
+    assert counting.lists == {"masks/": 2}

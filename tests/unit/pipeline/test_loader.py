@@ -14,7 +14,9 @@ from made_cache import SPEC, make_entries, write_cache
 from pipeline.batch import Batch
 from pipeline.cache import layout
 from pipeline.cache.manifest import Manifest
-from pipeline.loader import CacheLoader, CorruptSampleError, SampleReader, collate
+from pipeline.cache.sample_reading import CorruptSampleError
+from pipeline.collate import collate
+from pipeline.loader import CacheLoader, SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.sample_order import Position
@@ -200,12 +202,12 @@ def test_a_shard_cut_short_or_gone_is_told(tmp_path: Path) -> None:
 def test_a_damaged_index_is_told(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     manifest = write_cache(store, tmp_path, samples=6, per_shard=3)
-    index = bytearray(store.get(manifest.index_key))
+    index = bytearray(store.get(manifest.index.key))
     index[3] ^= 1
-    store.put(manifest.index_key, bytes(index))
+    store.put(manifest.index.key, bytes(index))
     with pytest.raises(OSError, match="its SHA-256 is not the manifest's"):
         SampleReader(store=store, manifest=manifest)
-    store.delete(manifest.index_key)
+    store.delete(manifest.index.key)
     with pytest.raises(OSError, match="is gone"):
         SampleReader(store=store, manifest=manifest)
 

@@ -1,23 +1,26 @@
 """The manifest: written last, the same for the same shards, and never leading out of its cache."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
-from made_cache import SPEC, commit, make_entries, write_cache
+from made_cache import SPEC, commit, make_entries, manifest_of, write_cache
 
 from ldznet.errors import UserError
 from pipeline.cache import layout
 from pipeline.cache.index import member_key
 from pipeline.cache.manifest import (
     Manifest,
+    RequestAnswer,
     answer_request,
     find_manifest,
     read_index,
+    read_left_out,
     read_manifest,
-    write_manifest,
 )
 from pipeline.cache.receipt import LeftOut
+from pipeline.cache.sealed import seal
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
@@ -32,8 +35,9 @@ def read(store: ObjectStore, manifest: Manifest) -> Manifest:
 
 
 def rewrite(store: ObjectStore, manifest: Manifest, **changes: object) -> None:
-    content = manifest.model_dump(mode="json") | changes
-    store.put(layout.manifest_key(manifest.cache_key, manifest.manifest_id), json.dumps(content).encode())
+    body = json.dumps(manifest.model_dump(mode="json") | changes).encode()
+    sealed = b'{"sha256":"%s","document":%s}\n' % (hashlib.sha256(body).hexdigest().encode(), body)
+    store.put(layout.manifest_key(manifest.cache_key, manifest.manifest_id), sealed)
 
 
 def test_equal_receipts_give_equal_objects(store: ObjectStore, tmp_path: Path) -> None:
@@ -58,9 +62,7 @@ def test_a_key_that_ends_in_zeros_keeps_them(store: ObjectStore, tmp_path: Path)
     import dataclasses
 
     entry = dataclasses.replace(make_entries(1)[0], key="ab" * 14 + "0000")
-    manifest = write_manifest(
-        store, spec=SPEC, dataset="made", split="train", receipts=[commit(store, tmp_path, [entry])]
-    )
+    manifest = manifest_of(store, commit(store, tmp_path, [entry]))
     assert member_key(read_index(store, manifest), 0) == entry.key
 
 
@@ -70,8 +72,9 @@ def test_left_out_is_counted_by_kind(store: ObjectStore, tmp_path: Path) -> None
         for n, why in enumerate(["failed", "filtered", "failed"])
     )
     receipt = commit(store, tmp_path, make_entries(2), left_out)
-    manifest = write_manifest(store, spec=SPEC, dataset="made", split="train", receipts=[receipt])
+    manifest = manifest_of(store, receipt)
     assert (manifest.samples, manifest.failed, manifest.filtered) == (2, 2, 1)
+    assert list(read_left_out(store, manifest)) == [(0, member) for member in left_out]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +93,10 @@ def test_names_outside_the_cache_are_refused(outside: str, store: ObjectStore, t
     manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
     shards = manifest.model_dump(mode="json")["shards"]
     rewrite(store, manifest, shards=[shards[0], shards[1] | {"object_key": outside}])
-    with pytest.raises(UserError, match="lies outside its own cache"):
+    with pytest.raises(UserError, match="which is no part of a cache"):
         read(store, manifest)
-    rewrite(store, manifest, index_key=outside)
-    with pytest.raises(UserError, match="lies outside its own cache"):
+    rewrite(store, manifest, index={"key": outside, "sha256": "0" * 64})
+    with pytest.raises(UserError, match="which is no part of a cache"):
         read(store, manifest)
 
 
@@ -122,11 +125,23 @@ def test_a_request_leads_to_its_manifest(store: ObjectStore, tmp_path: Path) -> 
         find_manifest(store, "asked")
 
 
-def test_an_answer_to_a_request_cannot_lead_out_of_the_cache(store: ObjectStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["cache_key", "manifest_id"])
+def test_an_answer_to_a_request_cannot_lead_out_of_the_cache(
+    field: str, store: ObjectStore, tmp_path: Path
+) -> None:
     manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
-    answer_request(store, "asked", manifest)
-    for field in ("cache_key", "manifest_id"):
-        answer = {"cache_key": manifest.cache_key, "manifest_id": manifest.manifest_id} | {field: "../x"}
-        store.put(layout.request_key("asked"), json.dumps(answer).encode())
-        with pytest.raises(UserError, match=r"asked\.json is damaged|leaves its store"):
-            find_manifest(store, "asked")
+    answer = RequestAnswer(cache_key=manifest.cache_key, manifest_id=manifest.manifest_id)
+    store.put(layout.request_key("asked"), seal(answer.model_copy(update={field: "../x"})))
+    with pytest.raises(UserError, match=r"leaves its store"):
+        find_manifest(store, "asked")
+
+
+@pytest.mark.parametrize("place", range(0, 1000, 37))
+def test_one_flipped_bit_anywhere_is_told(place: int, store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    key = layout.manifest_key(manifest.cache_key, manifest.manifest_id)
+    body = bytearray(store.get(key))
+    body[place % len(body)] ^= 1 << place % 7
+    store.put(key, bytes(body))
+    with pytest.raises(UserError, match="not a manifest that this version reads"):
+        read(store, manifest)

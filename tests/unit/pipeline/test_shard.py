@@ -17,6 +17,7 @@ from pipeline.cache import layout
 from pipeline.cache.entry import Entry, decode_entry, decode_png, encode_entry, encode_png, split_tar
 from pipeline.cache.shard import ShardWriter, upload_shard
 from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
 
 
 def assert_equal_entries(one: Entry, other: Entry) -> None:
@@ -123,31 +124,79 @@ def tar_of(
     return buffer.getvalue()[:end]
 
 
+def patched(start: int, field: bytes, *, mend_checksum: bool = True) -> bytes:
+    """A sound tar of one file with a field of its header replaced."""
+    data = bytearray(tar_of("k.json"))
+    data[start : start + len(field)] = field
+    if mend_checksum:
+        data[148:156] = b" " * 8
+        data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data)
+
+
 HOSTILE = {
     "symbolic link": tar_of("k.json", kind=tarfile.SYMTYPE),
     "hard link": tar_of("k.json", kind=tarfile.LNKTYPE),
+    "file that names a link's target": patched(157, b"/etc/passwd"),
     "folder": tar_of("k.json", kind=tarfile.DIRTYPE),
     "device": tar_of("k.json", kind=tarfile.CHRTYPE),
+    "pipe": tar_of("k.json", kind=tarfile.FIFOTYPE),
+    "contiguous file": tar_of("k.json", kind=tarfile.CONTTYPE),
+    "sparse file": tar_of("k.json", kind=tarfile.GNUTYPE_SPARSE, format_=tarfile.GNU_FORMAT),
+    "old file": patched(156, b"\0"),
     "pax header": tar_of("k" * 300 + ".json", format_=tarfile.PAX_FORMAT),
+    "global pax header": patched(156, b"g"),
+    "gnu format": tar_of("k.json", format_=tarfile.GNU_FORMAT),
     "gnu long name": tar_of("k" * 300 + ".json", format_=tarfile.GNU_FORMAT),
+    "gnu long link": patched(156, b"K"),
+    "name in two parts": patched(345, b"../.."),
     "no tar": b"\x89PNG" + bytes(1020),
+    "wrong checksum": patched(124, b"00000000002\0", mend_checksum=False),
+    "less than a header": tar_of("k.json")[:511],
+    "less than a block": tar_of("k.json")[:-1],
     "size beyond the end": tar_of("k.json", b"y" * 2000)[:1536],
-    "size that is no number": tar_of("k.json")[:124] + b"zzzzzzzzzzz\0" + tar_of("k.json")[136:],
-    "negative size": tar_of("k.json")[:124] + b"-0000000777\0" + tar_of("k.json")[136:],
-    "size in base 256": tar_of("k.json")[:124] + b"\x80" + bytes(10) + b"\1" + tar_of("k.json")[136:],
-    "name that is no ascii": "ü.json".encode().ljust(100, b"\0") + tar_of("k.json")[100:],
+    "size of terabytes": patched(124, b"77777777777\0"),
+    "size that is no number": patched(124, b"zzzzzzzzzzz\0"),
+    "size left out": patched(124, bytes(12)),
+    "size with a sign": patched(124, b"+0000000001\0"),
+    "size as Python writes it": patched(124, b"0o000000001\0"),
+    "size with a gap": patched(124, b"0_000000001\0"),
+    "negative size": patched(124, b"-0000000777\0"),
+    "size in base 256": patched(124, b"\x80" + bytes(10) + b"\1"),
+    "name that is no ascii": patched(0, "ü.json".encode().ljust(100, b"\0")),
     "name without a dot": tar_of("k"),
+    "name of nothing": tar_of(".json"),
     "end of the archive": tar_of("k.json") + bytes(1024),
     "climbing name": tar_of("../../etc/cron.json"),
+    "climbing out of the sample": tar_of("k/../../k.json"),
+    "climbing extension": tar_of("k./../../etc/cron.json"),
     "absolute name": tar_of("/etc/cron.json"),
+    "name with a backslash": tar_of("..\\k.json"),
+    "name cut by a zero": tar_of("k.json\0.pkl"),
     "same file twice": tar_of("k.json") + tar_of("k.json", b"z"),
     "two samples": tar_of("k.json") + tar_of("l.mask.png", b"z"),
+    **{
+        f"a file that readers unpickle: {extension}": tar_of(f"k.{extension}")
+        for extension in (
+            "pkl",
+            "pickle",
+            "pyd",
+            "pth",
+            "pt",
+            "npy",
+            "npz",
+            "ckpt",
+            "PKL",
+            "json.pkl",
+            "cls.pyd",
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_sample_of_ours_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"USTAR|no place|ends after|invalid literal|codec|negative"):
+    with pytest.raises(ValueError, match=r"USTAR|no place|ends after|ends within|codec"):
         split_tar(HOSTILE[name], key="k")
 
 
@@ -162,11 +211,18 @@ def test_a_shard_is_never_overwritten(tmp_path: Path) -> None:
     etag = store.stat(first.object_key)
     assert commit(store, tmp_path, entries) == first
     assert store.stat(first.object_key) == etag
-    # An object of that name and another size cannot have the content that its name says.
-    writer = write_shard(tmp_path / "other.tar", entries[:2])
-    store.put(layout.shard_key("cache", "id", writer.sha256), b"something else")
-    with pytest.raises(OSError, match="another size than its content hash says"):
-        upload_shard(store, writer, cache_key="cache", shard_id="id")
+
+
+@pytest.mark.parametrize("there", [b"something else", None], ids=["another size", "the same size"])
+def test_a_damaged_object_of_that_name_is_written_anew(
+    there: bytes | None, store: ObjectStore, tmp_path: Path
+) -> None:
+    writer = write_shard(tmp_path / "shard.tar", make_entries(2))
+    sound = writer.path.read_bytes()
+    name = layout.shard_key("a" * 64, "b" * 32, writer.sha256)
+    store.put(name, there or sound[:-1] + b"x")
+    assert upload_shard(store, writer, cache_key="a" * 64, shard_id="b" * 32) == name
+    assert store.get(name) == sound
 
 
 def test_facts_are_plain_json(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""How far a run of shards is: fed by `run_shards`, shown by whoever listens."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.cache.receipt import Receipt
+from pipeline.shard_watch import WorkerState
+
+RATE_OVER_S: Final = 600.0  # rates are of the last so many seconds: a week is not judged by its first day
+_REASONS: Final = 1000  # distinct ones that are counted apart: they may name files
+_OTHERS: Final = "other reasons"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """A run at one moment. Totals are None where they are not known."""
+
+    seconds: float  # since it began
+    shards: int
+    shards_total: int | None
+    members: int  # of committed shards, and those computed in the shards in flight
+    members_total: int | None
+    samples: int  # committed
+    bytes_written: int
+    members_per_s: float
+    bytes_per_s: float
+    seconds_left: float | None
+    failed: int
+    filtered: int
+    reasons: tuple[tuple[str, int], ...]  # of failures, the most frequent first
+    workers: tuple[WorkerState, ...]
+
+    def __str__(self) -> str:
+        of_shards = "" if self.shards_total is None else f" of {self.shards_total}"
+        of_members = "" if self.members_total is None else f" of {self.members_total}"
+        parts = [
+            f"{self.members}{of_members} samples in {self.shards}{of_shards} shards",
+            f"{self.members_per_s:.1f} samples/s, {self.bytes_per_s / 1e6:.1f} MB/s",
+        ]
+        if self.seconds_left is not None:
+            parts.append(f"{self.seconds_left:.0f} s left")
+        if self.failed or self.filtered:
+            parts.append(f"{self.failed} failed, {self.filtered} filtered")
+        return "; ".join(parts)
+
+
+class Progress:
+    """Counts of a run. One thread feeds it; listeners are called there, after every change."""
+
+    def __init__(
+        self,
+        *,
+        shards: int | None = None,
+        members: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is done yet; the clock starts.
+
+        Args:
+            shards: to be computed, where it is known.
+            members: of those shards: samples times draws.
+            clock: seconds that never go back.
+        """
+        self._shards_total, self._members_total = shards, members
+        self._clock, self._started = clock, clock()
+        self._shards = self._members = self._samples = self._bytes = self._failed = self._filtered = 0
+        self._reasons: Counter[str] = Counter()
+        self._workers: tuple[WorkerState, ...] = ()
+        self._points: deque[tuple[float, int, int]] = deque([(self._started, 0, 0)])  # time, members, bytes
+        self._listeners: list[Callable[[Snapshot], None]] = []
+
+    def listen(self, listener: Callable[[Snapshot], None]) -> None:
+        """Have a function called with a snapshot after every change: every few seconds, and after every shard."""
+        self._listeners.append(listener)
+
+    def shard_committed(self, receipt: Receipt, *, members: int) -> None:
+        """One shard more is committed."""
+        failed = receipt.left_out_for("failed")
+        self._shards += 1
+        self._members += members
+        self._samples += len(receipt.samples)
+        self._bytes += receipt.size
+        self._failed += len(failed)
+        self._filtered += len(receipt.left_out_for("filtered"))
+        for member in failed:
+            known = member.reason in self._reasons or len(self._reasons) < _REASONS
+            self._reasons[member.reason if known else _OTHERS] += 1
+        # What was reported of it as in flight is counted with the committed ones now.
+        self._workers = tuple(_without(state, receipt.shard_id) for state in self._workers)
+        self._changed()
+
+    def workers_are(self, states: Iterable[WorkerState]) -> None:
+        """What the workers are at."""
+        self._workers = tuple(sorted(states, key=lambda state: state.worker))
+        self._changed()
+
+    def snapshot(self) -> Snapshot:
+        """As it stands."""
+        now, members = self._clock(), self._members_done
+        since, members_then, bytes_then = self._points[0]
+        seconds = max(now - since, 1e-9)
+        rate = max(members - members_then, 0) / seconds
+        left = None
+        if self._members_total is not None and rate > 0:
+            left = max(self._members_total - members, 0) / rate
+        return Snapshot(
+            seconds=now - self._started,
+            shards=self._shards,
+            shards_total=self._shards_total,
+            members=members,
+            members_total=self._members_total,
+            samples=self._samples,
+            bytes_written=self._bytes,
+            members_per_s=rate,
+            bytes_per_s=(self._bytes - bytes_then) / seconds,
+            seconds_left=left,
+            failed=self._failed,
+            filtered=self._filtered,
+            reasons=tuple(self._reasons.most_common()),
+            workers=self._workers,
+        )
+
+    @property
+    def _members_done(self) -> int:
+        return self._members + sum(shard.computed for state in self._workers for shard in state.shards)
+
+    def _changed(self) -> None:
+        now = self._clock()
+        self._points.append((now, self._members_done, self._bytes))
+        while len(self._points) > 2 and self._points[1][0] <= now - RATE_OVER_S:
+            self._points.popleft()
+        if self._listeners:
+            snapshot = self.snapshot()
+            for listener in self._listeners:
+                listener(snapshot)
+
+
+def _without(state: WorkerState, shard_id: str) -> WorkerState:
+    return WorkerState(
+        worker=state.worker, shards=tuple(shard for shard in state.shards if shard.shard_id != shard_id)
+    )
