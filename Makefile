@@ -13,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit integration test-faults bench format clean
+.PHONY: help setup demo test lint types imports unit integration test-faults bench services services-stop format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,16 +45,22 @@ imports: setup ## jobs -> pipeline -> ldznet, never back
 	@$(BIN)/lint-imports
 
 unit: setup ## Quick tests
-	@$(BIN)/python -m pytest tests/unit tests/reference
+	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/unit tests/reference
 
 integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
 	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/integration tests/fault
 
 test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
-	@$(BIN)/python -m pytest --long tests/fault
+	@$(BIN)/python -m pytest --long --timeout 3600 tests/fault
 
 bench: setup ## Benchmarks, both sides of each in one run; docs/benchmarks.md is made from them
 	@$(BIN)/python -m tests.benchmarks.run_all
+
+services: setup ## SeaweedFS, MLflow and a Ray head on this machine, on loopback, until services-stop
+	@$(BIN)/ldznet services start
+
+services-stop: setup ## Stop them
+	@$(BIN)/ldznet services stop
 
 format: setup ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix .

@@ -201,8 +201,8 @@ def _write(readings: dict[str, Reading], *, phrases: int, folder: Path) -> None:
             f"One miniature LD-ZNet (concat), trained for a short time on fp32 features of scenes ({SIZE} px, "
             f"untrained LDM), reads {phrases} other phrases' features in each stored type; mIoU at the threshold that "
             "is best for fp32. z is withheld from it, so that features are all that it sees of the image; the control "
-            "tells how far it relies on them. Behind the stroke: channels that share a scale; blocks have 4 x 4 positions "
-            "here, so that with 9 channels a scale as many values share one as at 384 px."
+            "tells how far it relies on them. Behind the stroke: channels that share a scale; blocks have 4 x 4 "
+            "positions here, so that with 9 channels a scale as many values share one as at 384 px."
         ),
         details={
             "difference of a phrase's IoU to fp32, points, with the half of its 95 % interval": {

@@ -1,0 +1,99 @@
+"""An S3 server, MLflow and a Ray head for this machine: start, look at and stop them; no containers needed."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.entry import exit_code_of
+
+if TYPE_CHECKING:
+    from pipeline.services.workstation import Workstation
+
+_STOPPED = 3  # of `status` where not all is well, as service managers have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments and act."""
+    parser = argparse.ArgumentParser(
+        prog="ldznet services",
+        description=(__doc__ or "").strip(),
+        epilog=f"status: exit code 0 where all is well, else {_STOPPED}.",
+    )
+    parser.add_argument(
+        "action",
+        choices=("start", "status", "stop", "credentials"),
+        help="credentials: make FOLDER/credentials.env for infra/compose.yaml, start nothing",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/services"), help="data, logs, credentials (%(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    actions = {"start": _start, "status": _status, "stop": _stop, "credentials": _credentials}
+    codes = [0]
+    code = exit_code_of(lambda: codes.append(actions[arguments.action](arguments.folder.absolute())))
+    return code or codes[-1]
+
+
+def _start(folder: Path) -> int:
+    from pipeline.services import workstation
+
+    found, now = workstation.start(folder)
+    _say("started; they go on until `ldznet services stop`" if now else "running already")
+    return _show(found)
+
+
+def _status(folder: Path) -> int:
+    from pipeline.services import workstation
+
+    found = workstation.running(folder)
+    if found is None:
+        _say(f"no services run from {folder}")
+        return _STOPPED
+    return _show(found)
+
+
+def _stop(folder: Path) -> int:
+    from pipeline.services import workstation
+
+    _say("stopped; the data stays" if workstation.stop(folder) else f"no services run from {folder}")
+    return 0
+
+
+def _credentials(folder: Path) -> int:
+    from ldznet.errors import UserError
+    from pipeline.services.credentials_file import new_compose_credentials, write_credentials
+    from pipeline.services.keeper import CREDENTIALS
+
+    path = folder / CREDENTIALS
+    if path.exists():
+        raise UserError(f"{path} exists: services that run were given it; remove it when they are down")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_credentials(path, new_compose_credentials(), comment="made by `ldznet services credentials`")
+    _say(f"wrote {path}, mode 600")
+    return 0
+
+
+def _show(found: "Workstation") -> int:
+    from pipeline.services.keeper import BUCKET
+
+    health = found.health()
+    rows = [("service", "address", "health", "log")]
+    rows += [
+        (service.name, service.address, "well" if health[service.name] else "DOWN", str(service.log))
+        for service in found.services
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, address, state, log in rows:
+        _say(f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {state:<{widths[2]}}  {log}")
+    _say(f"bucket s3://{BUCKET}; credentials, mode 600: set -a; source {found.credentials}; set +a")
+    return 0 if all(health.values()) else _STOPPED
+
+
+def _say(line: str) -> None:
+    print(line)  # noqa: T201 - the command's result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""A Ray head on this machine: closed by a token, bound to loopback, for jobs that are submitted to it."""
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.services.loopback_server import LoopbackServer, http_status
+from pipeline.services.ports import LOOPBACK, free_ports
+
+_OBJECT_STORE_BYTES = 256 << 20  # shards go to object storage, never through Ray's memory
+_TEMPORARY = "ldznet-ray-"
+
+# One port each, so that none is Ray's usual one, which another Ray of this machine may have.
+_PORTS = (
+    "port",
+    "dashboard-port",
+    "ray-client-server-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "node-manager-port",
+    "object-manager-port",
+    "metrics-export-port",
+)
+
+
+class RayHead(LoopbackServer):
+    """A Ray head with a token made for this run; see `LoopbackServer`.
+
+    Whoever may submit a job runs what they like as the head's user: so the token. Its sessions lie in a folder of
+    their own in the temporary folder, as the sockets in them have paths of limited length, and go when it does.
+    """
+
+    name = "ray"
+    grace_s = 5.0
+
+    def __init__(self, *, folder: Path, jobs: Mapping[str, str], cpus: int | None = None) -> None:
+        """`jobs` are variables that jobs find set, such as credentials: Ray would keep what a submitter sends."""
+        super().__init__(folder=folder)
+        self._jobs = dict(jobs)
+        self._cpus = cpus
+        self._token = secrets.token_hex(32)
+        self._ports: dict[str, int] = {}
+        self._sessions: Path | None = None
+
+    @property
+    def address(self) -> str:
+        """Where jobs are submitted, and the dashboard."""
+        return f"http://{LOOPBACK}:{self._ports['dashboard-port']}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which `ray job submit` finds the head. They hold the token."""
+        return {
+            "RAY_API_SERVER_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._token,
+        }
+
+    def secrets(self) -> Sequence[str]:
+        """The token, and the values that jobs are given."""
+        return (self._token, *self._jobs.values())
+
+    def choose_ports(self) -> None:
+        """A port for each of its servers, and a new folder for its sessions."""
+        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+        self._remove_sessions()
+        self._sessions = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        self._pointer.symlink_to(self._sessions)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._remove_sessions()
+
+    def command(self) -> Sequence[str | Path]:
+        """`ray start --head`, all of it on loopback."""
+        assert self._sessions is not None, "ports are chosen first"
+        return [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            f"--node-ip-address={LOOPBACK}",
+            f"--dashboard-host={LOOPBACK}",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            f"--object-store-memory={_OBJECT_STORE_BYTES}",
+            f"--temp-dir={self._sessions}",
+            *([f"--num-cpus={self._cpus}"] if self._cpus else []),
+            *(f"--{name}={port}" for name, port in self._ports.items()),
+        ]
+
+    def servers_environment(self) -> Mapping[str, str]:
+        """Ours without another Ray's, the jobs' variables and the token."""
+        foreign = ("RAY_", "MLFLOW_", "AWS_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        programs = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+        return (
+            kept
+            | self._jobs
+            | {
+                "PATH": programs,  # a job's `python` is ours
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": self._token,
+                "RAY_USAGE_STATS_ENABLED": "0",
+                # Without it Ray binds all interfaces on Linux, whatever address it is given.
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            }
+        )
+
+    def answers(self) -> bool:
+        """Whether it lists its jobs to who has the token."""
+        return ray_answers(self.address, token=self._token)
+
+    @property
+    def _pointer(self) -> Path:
+        return self.folder / "sessions"
+
+    def _remove_sessions(self) -> None:
+        """Those of this run, or of one that was killed: only a folder that is named as ours are."""
+        if not self._pointer.is_symlink():
+            return
+        sessions = self._pointer.readlink()
+        if sessions.name.startswith(_TEMPORARY):
+            shutil.rmtree(sessions, ignore_errors=True)
+        self._pointer.unlink()
+
+
+def ray_answers(address: str, *, token: str) -> bool:
+    """Whether a Ray head takes jobs from who has this token."""
+    return http_status(address, "/api/jobs/", {"Authorization": f"Bearer {token}"}) == 200
