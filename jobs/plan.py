@@ -41,9 +41,9 @@ def plan(arguments: argparse.Namespace) -> None:
     """Print the plan of a recipe."""
     from dataclasses import asdict
 
-    from pipeline.cost_plan import make_cost_plan
-    from pipeline.cost_table import cost_table
     from pipeline.object_store.opening import open_store
+    from pipeline.planning.cost_plan import make_cost_plan
+    from pipeline.planning.cost_table import cost_table
     from pipeline.recipe_file import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

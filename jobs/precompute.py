@@ -10,7 +10,7 @@ from jobs.entry import recipe_job
 
 if TYPE_CHECKING:
     from pipeline.object_store.store import ObjectStore
-    from pipeline.precompute import ListedSet
+    from pipeline.precompute.sets import ListedSet
     from pipeline.recipe import Recipe
 
 logger = logging.getLogger("jobs.precompute")
@@ -20,7 +20,7 @@ def precompute(recipe: "Recipe", *, repair: bool = False) -> None:
     """Plan all sets, reuse what is there, have the rest computed."""
     from pipeline.cache.lease import lease
     from pipeline.object_store.opening import open_store
-    from pipeline.precompute import list_sets
+    from pipeline.precompute.sets import list_sets
 
     store = open_store(recipe.cache.url)
     with ExitStack() as stack:
@@ -37,7 +37,7 @@ def precompute(recipe: "Recipe", *, repair: bool = False) -> None:
 
 def _repair(recipe: "Recipe", listed: "Sequence[ListedSet]", store: "ObjectStore") -> None:
     from jobs.precompute_shards import run_work
-    from pipeline.precompute_repair import find_broken, renew_manifests
+    from pipeline.precompute.repair import find_broken, renew_manifests
 
     broken = {
         found.work.name: (one, found) for one in listed for found in find_broken(recipe, one, store=store)
@@ -61,7 +61,7 @@ def _precompute(
     before_manifest: Callable[[], None],
 ) -> None:
     from jobs.precompute_shards import compute_sets
-    from pipeline.precompute import plan_set, standing_manifest
+    from pipeline.precompute.sets import plan_set, standing_manifest
 
     to_do = []
     for one in listed:

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.cache.receipt import LeftOut, Receipt
-    from pipeline.increment import PlannedWork
     from pipeline.object_store.store import ObjectStore
-    from pipeline.precompute import ListedSet, SetPlan, SetResult, ShardName
+    from pipeline.precompute.increment import PlannedWork
+    from pipeline.precompute.progress import Progress, Snapshot
+    from pipeline.precompute.sets import ListedSet, SetPlan, SetResult, ShardName
     from pipeline.recipe import Recipe
-    from pipeline.shard_progress import Progress, Snapshot
     from pipeline.tracking import Tracker
 
 logger = logging.getLogger("jobs.precompute")
@@ -30,7 +30,7 @@ def compute_sets(
     before_manifest: "Callable[[], None]",
 ) -> None:
     """Commit what plans lack, write their manifests, tell MLflow."""
-    from pipeline.precompute import announce_specs, finish_set, missing_work
+    from pipeline.precompute.sets import announce_specs, finish_set, missing_work
     from pipeline.tracking import Tracker
 
     work = {one.name: (plan, one) for plan in plans for one in missing_work(plan, store=store)}
@@ -65,9 +65,9 @@ def run_work(
         UserError: what a worker found to be the user's mistake, or more faulty samples than the recipe allows.
     """
     settle_ray()
-    from pipeline.precompute import refuse_too_many_failures
-    from pipeline.shard_progress import Progress
-    from pipeline.shard_workers import ShardTask, WorkerSetup, run_shards
+    from pipeline.precompute.progress import Progress
+    from pipeline.precompute.sets import refuse_too_many_failures
+    from pipeline.precompute.worker_pool import ShardTask, WorkerSetup, run_shards
 
     if not work:
         return {}

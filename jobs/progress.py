@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.shard_progress import Progress, Snapshot
+    from pipeline.precompute.progress import Progress, Snapshot
 
 logger = logging.getLogger(__name__)
 

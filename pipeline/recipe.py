@@ -13,7 +13,7 @@ from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
 from pipeline.cache.spec import SCHEMA_VERSION, CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
 from pipeline.datasets.opening import DataConfig
-from pipeline.plan_config import PlanConfig
+from pipeline.planning.config import PlanConfig
 from pipeline.scenes.config import ScenesConfig
 from pipeline.tracking_config import TrackingConfig
 from pipeline.training.config import TrainConfig

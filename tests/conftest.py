@@ -185,9 +185,9 @@ def small_recipe(tmp_path: Path, small_recipe_in: Callable[..., Path]) -> Callab
 @pytest.fixture(scope="session")
 def precompute_here() -> Callable[..., None]:
     """Computes every set of a recipe's file, as the job does, in this process and without Ray."""
-    from pipeline.precompute import finish_set, missing_work, plan_sets
+    from pipeline.precompute.sets import finish_set, missing_work, plan_sets
+    from pipeline.precompute.worker import Refused, ShardTask, ShardWorker, WorkerSetup
     from pipeline.recipe_file import load_recipe
-    from pipeline.shard_worker import Refused, ShardTask, ShardWorker, WorkerSetup
 
     def precompute(path: Path, *overrides: str) -> None:
         recipe = load_recipe(path, overrides)

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from pipeline.cache.manifest import find_manifest
-from pipeline.cost_plan import CostPlan, make_cost_plan
 from pipeline.object_store.opening import open_store
+from pipeline.planning.cost_plan import CostPlan, make_cost_plan
 from pipeline.recipe_file import load_recipe
 from tests.benchmarks.arguments import read_arguments
 from tests.benchmarks.real_precompute import Job, one_ray, steady_rate, write_job

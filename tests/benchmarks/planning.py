@@ -19,8 +19,8 @@ from pipeline.cache.member_table import MemberTable
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.masks import PolygonMask
 from pipeline.datasets.sample import Sample
-from pipeline.increment import committed_ids, plan_increment
 from pipeline.object_store.store import ObjectInfo
+from pipeline.precompute.increment import committed_ids, plan_increment
 from tests.benchmarks.arguments import Arguments, read_arguments
 from tests.benchmarks.made_photos import PHRASES_A_PHOTO
 from tests.benchmarks.record import write_record

@@ -23,8 +23,8 @@ from pipeline.cache.plan import ShardPlan, plan_shards
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
-from pipeline.shard_commit import commit_shard
-from pipeline.shard_networks import Networks
+from pipeline.precompute.commit import commit_shard
+from pipeline.precompute.networks import Networks
 from tests.benchmarks.arguments import read_arguments
 from tests.benchmarks.frozen_networks import SD_1_4, TINY, Sizes, counted_work, make_ldm
 from tests.benchmarks.made_photos import write_photos

@@ -17,7 +17,7 @@ from ldznet.miniature_ldm import MiniatureConfig, build_miniature_ldm
 from pipeline.cache.receipt import read_receipt
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_workers import SHARDS_AT_ONCE
+from pipeline.precompute.worker_pool import SHARDS_AT_ONCE
 from tests.benchmarks.made_photos import write_photos
 
 FIFTH = MiniatureConfig(

@@ -19,7 +19,7 @@ from pipeline.cache.plan import ShardPlan, plan_shards
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
-from pipeline.shard_commit import commit_shard
+from pipeline.precompute.commit import commit_shard
 from tests.benchmarks.arguments import Arguments, read_arguments
 from tests.benchmarks.frozen_networks import FIFTH, FIFTH_PIXELS, TINY, Work, counted_work, make_ldm
 from tests.benchmarks.made_photos import write_photos

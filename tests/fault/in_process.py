@@ -7,9 +7,9 @@ from ldznet.ldm_folder import resolve_ldm
 from pipeline.cache.manifest import Manifest
 from pipeline.datasets.opening import open_dataset
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute import finish_set, missing_work, plan_sets
+from pipeline.precompute.commit import commit_shard
+from pipeline.precompute.sets import finish_set, missing_work, plan_sets
 from pipeline.recipe_file import load_recipe
-from pipeline.shard_commit import commit_shard
 
 
 def precompute(recipe_path: Path, store: ObjectStore, *overrides: str) -> list[Manifest]:

@@ -17,13 +17,13 @@ from pipeline.datasets.opening import open_dataset
 from pipeline.loader import CacheLoader, SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute import SetPlan, finish_set, missing_work, plan_sets
+from pipeline.precompute.commit import commit_shard
+from pipeline.precompute.conversion import convert_shard
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.sets import SetPlan, finish_set, missing_work, plan_sets
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.sample_order import Position
-from pipeline.shard_commit import commit_shard
-from pipeline.shard_convert import convert_shard
-from pipeline.shard_networks import Networks
 
 QUICK = ("--seconds", "2")
 

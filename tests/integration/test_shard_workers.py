@@ -25,9 +25,9 @@ from pipeline.cache.plan import plan_shards
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
+from pipeline.precompute.progress import Progress, Snapshot
+from pipeline.precompute.worker_pool import ShardTask, ShardWorker, WorkerSetup, run_shards
 from pipeline.recipe import CacheConfig
-from pipeline.shard_progress import Progress, Snapshot
-from pipeline.shard_workers import ShardTask, ShardWorker, WorkerSetup, run_shards
 
 PATIENCE_S = 120
 
@@ -152,7 +152,7 @@ def test_one_worker_is_seen_at_two_shards(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.shard_workers._POLL_S", 0.02)
+    monkeypatch.setattr("pipeline.precompute.worker_pool._POLL_S", 0.02)
     seen = list[Snapshot]()
     progress = Progress()
     progress.listen(seen.append)

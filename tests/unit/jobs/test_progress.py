@@ -8,8 +8,8 @@ import pytest
 
 from jobs.progress import describe, show_progress
 from pipeline.cache.receipt import Environment, LeftOut, Receipt
-from pipeline.shard_progress import Progress
-from pipeline.shard_watch import ShardState, Stage, WorkerState
+from pipeline.precompute.progress import Progress
+from pipeline.precompute.watch import ShardState, Stage, WorkerState
 
 
 def worker(name: str, *stages: Stage) -> WorkerState:

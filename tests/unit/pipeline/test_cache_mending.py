@@ -20,7 +20,7 @@ from pipeline.cache.receipt import Environment, Receipt, read_receipt
 from pipeline.cache.shard import ShardWriter
 from pipeline.cache.verification import verify, verify_manifest
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_repair import repair_needs, restore_receipts
+from pipeline.precompute.shard_repair import repair_needs, restore_receipts
 
 GPU = Environment(device="cuda", processor="the second", versions={"torch": "3"})
 

@@ -11,23 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.calibration import HostTimes, sample_members
-from pipeline.calibration_run import Machine
-from pipeline.cost_plan import make_cost_plan
-from pipeline.cost_table import bytes_text, cost_table, duration
-from pipeline.money import Spending, money
 from pipeline.object_store.opening import open_store
-from pipeline.pass_times import PassTimes
-from pipeline.plan_config import PriceConfig
-from pipeline.precompute import SetPlan, plan_sets
+from pipeline.planning.calibration import HostTimes, sample_members
+from pipeline.planning.calibration_run import Machine
+from pipeline.planning.config import PriceConfig
+from pipeline.planning.cost_plan import make_cost_plan
+from pipeline.planning.cost_table import bytes_text, cost_table, duration
+from pipeline.planning.money import Spending, money
+from pipeline.planning.pass_times import PassTimes
+from pipeline.planning.set_work import set_work
+from pipeline.planning.training_cost import epoch_gets, payback
+from pipeline.planning.worker_time import StageSeconds, worker_time
+from pipeline.planning.workload import Workload, count_work
+from pipeline.precompute.preparation import prepare
+from pipeline.precompute.sets import SetPlan, plan_sets
 from pipeline.recipe import CacheConfig, FeaturesConfig
 from pipeline.recipe_file import load_recipe
 from pipeline.sample_order import contiguous_runs, epoch_order, rank_share
-from pipeline.set_work import set_work
-from pipeline.shard_prepare import prepare
-from pipeline.training_cost import epoch_gets, payback
-from pipeline.worker_time import StageSeconds, worker_time
-from pipeline.workload import Workload, count_work
 
 MACHINE = Machine(device="cpu", processor="a processor", threads=1, cores=4)
 GPU = replace(MACHINE, device="cuda")

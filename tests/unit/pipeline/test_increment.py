@@ -19,11 +19,11 @@ from pipeline.cache.shard import ShardWriter, upload_shard
 from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.masks import FileMask
 from pipeline.datasets.sample import Sample
-from pipeline.increment import Increment, PlannedWork, plan_increment
 from pipeline.loader import SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_convert import convert_shard
+from pipeline.precompute.conversion import convert_shard
+from pipeline.precompute.increment import Increment, PlannedWork, plan_increment
 
 SPEC = CacheSpec(
     ldm_digest="d" * 64, features=FeaturesConfig(blocks=(6, 8), stored_dtype="fp32"), policy=PolicyConfig()

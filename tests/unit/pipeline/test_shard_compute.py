@@ -30,12 +30,12 @@ from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.draws import draw_generator
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_commit import encode_sample
-from pipeline.shard_compute import AHEAD, ComputedSample, ShardComputation
-from pipeline.shard_networks import Networks
-from pipeline.shard_prepare import draw_prompt_and_timestep, prepare
-from pipeline.shard_scratch import Scratch
-from pipeline.shard_workers import ShardWorker, WorkerSetup
+from pipeline.precompute.commit import encode_sample
+from pipeline.precompute.computation import AHEAD, ComputedSample, ShardComputation
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.preparation import draw_prompt_and_timestep, prepare
+from pipeline.precompute.scratch import Scratch
+from pipeline.precompute.worker_pool import ShardWorker, WorkerSetup
 
 POLICIES: dict[str, dict[str, Any]] = {
     "squash": {"view": {"policy": "squash", "size": 64}},
@@ -222,7 +222,7 @@ def test_what_is_held_does_not_grow_with_the_shard(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pipeline import shard_prepare
+    from pipeline.precompute import preparation
 
     policy = PolicyConfig.model_validate({**POLICIES["published"], "draws": draws})
     spec = spec_of("published", miniature_ldm, image_batch=2, feature_batch=2, prompt_batch=2)
@@ -230,9 +230,9 @@ def test_what_is_held_does_not_grow_with_the_shard(
     members = members_of(small_data, spec)
     photos, pixels, masks, passes = Alive(), Alive(), Alive(), Alive()
     for module, name, alive in (
-        (shard_prepare, "decode_image", photos),
-        (shard_prepare, "apply_to_image", pixels),
-        (shard_prepare, "apply_to_mask", masks),
+        (preparation, "decode_image", photos),
+        (preparation, "apply_to_image", pixels),
+        (preparation, "apply_to_mask", masks),
     ):
         real = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given, real=real, alive=alive: alive.note(real(*given)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.shard_decode import DecodeAhead
+from pipeline.precompute.decoding import DecodeAhead
 
 
 def three(group: int) -> Iterator[str]:

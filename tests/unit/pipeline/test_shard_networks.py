@@ -9,8 +9,8 @@ import torch
 
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
-from pipeline.shard_networks import Networks
-from pipeline.shard_passes import (
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.passes import (
     FeatureBatch,
     ViewBatch,
     block_features,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from pipeline.cache.receipt import Environment, LeftOut, Receipt, SampleSpan
-from pipeline.shard_progress import RATE_OVER_S, Progress, Snapshot
-from pipeline.shard_watch import ShardState, ShardWatch, WorkerState
+from pipeline.precompute.progress import RATE_OVER_S, Progress, Snapshot
+from pipeline.precompute.watch import ShardState, ShardWatch, WorkerState
 
 
 class Clock:

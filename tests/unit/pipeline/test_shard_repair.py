@@ -18,9 +18,9 @@ from pipeline.cache.verification import verify, verify_manifest
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_commit import commit_shard
-from pipeline.shard_networks import Networks
-from pipeline.shard_repair import repair_needs, repair_shard
+from pipeline.precompute.commit import commit_shard
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.shard_repair import repair_needs, repair_shard
 from pipeline.views import ViewConfig
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.shard_scratch import Scratch, Stretch, shard_folder, sweep_stale_folders
+from pipeline.precompute.scratch import Scratch, Stretch, shard_folder, sweep_stale_folders
 
 
 def test_a_folder_goes_at_the_end_whatever_happens(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_folder_goes_at_the_end_whatever_happens(tmp_path: Path) -> None:
 
 def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from pipeline.shard_scratch import shard_folder\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline.precompute.scratch import shard_folder\n"
         "with shard_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'shard.tar').write_bytes(b'half')\n"
         "    print(folder, flush=True); sys.stdin.read()"

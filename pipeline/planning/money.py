@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.plan_config import PriceConfig
+from pipeline.planning.config import PriceConfig
 
 _GB = 1e9  # bytes
 

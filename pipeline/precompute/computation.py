@@ -22,9 +22,9 @@ from pipeline.cache.member import Member
 from pipeline.cache.receipt import LeftOut
 from pipeline.cache.spec import CacheSpec
 from pipeline.datasets.sample import ReadObject
-from pipeline.shard_decode import DecodeAhead
-from pipeline.shard_networks import Networks, Pending
-from pipeline.shard_passes import (
+from pipeline.precompute.decoding import DecodeAhead
+from pipeline.precompute.networks import Networks, Pending
+from pipeline.precompute.passes import (
     FeatureBatch,
     ViewBatch,
     block_features,
@@ -32,9 +32,9 @@ from pipeline.shard_passes import (
     encode_views,
     member_noise,
 )
-from pipeline.shard_prepare import Prepared, ViewKey, members_by_image, prepare_image
-from pipeline.shard_scratch import Scratch, Stretch
-from pipeline.shard_watch import ShardWatch
+from pipeline.precompute.preparation import Prepared, ViewKey, members_by_image, prepare_image
+from pipeline.precompute.scratch import Scratch, Stretch
+from pipeline.precompute.watch import ShardWatch
 from pipeline.views import View
 
 AHEAD: Final = 16  # decoded members that wait for the networks

@@ -24,8 +24,8 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stored_type import TORCH_DTYPES, feature_bytes, plain_dtype
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.datasets.sample import Dataset
-from pipeline.increment import Increment, KeptShard, PlannedWork, committed_ids, plan_increment
 from pipeline.object_store.store import ObjectStore
+from pipeline.precompute.increment import Increment, KeptShard, PlannedWork, committed_ids, plan_increment
 from pipeline.recipe import Recipe
 
 logger = logging.getLogger(__name__)

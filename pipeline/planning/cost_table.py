@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.cost_plan import CostPlan, SetCost
-from pipeline.money import Money
-from pipeline.training_cost import Payback, TrainingCost
+from pipeline.planning.cost_plan import CostPlan, SetCost
+from pipeline.planning.money import Money
+from pipeline.planning.training_cost import Payback, TrainingCost
 
 _LABEL = 34  # characters
 _COLUMN = 13

@@ -14,11 +14,11 @@ from pipeline.cache.receipt import Receipt
 from pipeline.cache.shard_check import Fault
 from pipeline.cache.spec import CacheSpec
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_commit import describe_shard, environment, pack_shard
-from pipeline.shard_convert import describe_conversion, pack_conversion
-from pipeline.shard_networks import Networks
-from pipeline.shard_scratch import shard_folder
-from pipeline.shard_watch import ShardWatch
+from pipeline.precompute.commit import describe_shard, environment, pack_shard
+from pipeline.precompute.conversion import describe_conversion, pack_conversion
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.scratch import shard_folder
+from pipeline.precompute.watch import ShardWatch
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from pipeline.cache.receipt import Receipt
-from pipeline.shard_watch import ShardWatch
+from pipeline.precompute.watch import ShardWatch
 
 CACHE_DIGITS = 12  # of the cache's key, as logs show it
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]

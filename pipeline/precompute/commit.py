@@ -18,10 +18,10 @@ from pipeline.cache.shard import ShardWriter, upload_shard
 from pipeline.cache.spec import CacheSpec
 from pipeline.datasets.sample import bounded_reader
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_compute import ComputedSample, ShardComputation
-from pipeline.shard_networks import Networks
-from pipeline.shard_scratch import Scratch, shard_folder
-from pipeline.shard_watch import ShardWatch
+from pipeline.precompute.computation import ComputedSample, ShardComputation
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.scratch import Scratch, shard_folder
+from pipeline.precompute.watch import ShardWatch
 
 _RECORDED_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow", "safetensors")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.cache.receipt import Receipt
-from pipeline.shard_watch import WorkerState
+from pipeline.precompute.watch import WorkerState
 
 RATE_OVER_S: Final = 600.0  # rates are of the last so many seconds: a week is not judged by its first day
 _REASONS: Final = 1000  # distinct ones that are counted apart: they may name files

@@ -11,7 +11,7 @@ from pipeline.cache.sample_reading import read_samples
 from pipeline.cache.shard import ShardWriter, upload_shard
 from pipeline.cache.spec import CacheSpec
 from pipeline.object_store.store import ObjectStore
-from pipeline.shard_scratch import shard_folder
+from pipeline.precompute.scratch import shard_folder
 
 _SAMPLES_A_READ = 8
 

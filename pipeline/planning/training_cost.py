@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.spec import FeaturesConfig
-from pipeline.calibration import HostTimes
-from pipeline.pass_times import PassTimes
+from pipeline.planning.calibration import HostTimes
+from pipeline.planning.pass_times import PassTimes
 from pipeline.recipe import Recipe
 from pipeline.sample_order import epoch_order
 

@@ -13,14 +13,14 @@ from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import resolve_ldm
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stored_type import TORCH_DTYPES
-from pipeline.calibration import HostTimer, HostTimes, first_prepared, sample_members
 from pipeline.datasets.opening import open_dataset
-from pipeline.pass_times import PassTimer, PassTimes
+from pipeline.planning.calibration import HostTimer, HostTimes, first_prepared, sample_members
+from pipeline.planning.pass_times import PassTimer, PassTimes
+from pipeline.planning.set_work import SetWork
+from pipeline.planning.step_time import time_training, training_bytes
+from pipeline.precompute.commit import environment
+from pipeline.precompute.networks import Networks
 from pipeline.recipe import Recipe
-from pipeline.set_work import SetWork
-from pipeline.shard_commit import environment
-from pipeline.shard_networks import Networks
-from pipeline.step_time import time_training, training_bytes
 
 if TYPE_CHECKING:
     from pipeline.batch import Batch

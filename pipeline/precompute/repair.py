@@ -21,11 +21,11 @@ from pipeline.cache.mending import renew_manifest
 from pipeline.cache.plan import PlannedShard, shard_id
 from pipeline.cache.receipt import read_receipt
 from pipeline.cache.verification import verify_manifest
-from pipeline.increment import PlannedWork
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute import ListedSet
+from pipeline.precompute.increment import PlannedWork
+from pipeline.precompute.sets import ListedSet
+from pipeline.precompute.shard_repair import BrokenShard, repair_needs, restore_receipts
 from pipeline.recipe import Recipe
-from pipeline.shard_repair import BrokenShard, repair_needs, restore_receipts
 
 logger = logging.getLogger(__name__)
 

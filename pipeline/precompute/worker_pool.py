@@ -19,10 +19,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from ldznet.errors import UserError
 from pipeline.cache.receipt import Receipt
+from pipeline.precompute.progress import Progress
+from pipeline.precompute.watch import WorkerState
+from pipeline.precompute.worker import Refused, ShardTask, ShardWorker, WorkerSetup
 from pipeline.recipe import CacheConfig
-from pipeline.shard_progress import Progress
-from pipeline.shard_watch import WorkerState
-from pipeline.shard_worker import Refused, ShardTask, ShardWorker, WorkerSetup
 
 __all__ = ["Refused", "ShardTask", "ShardWorker", "WorkerSetup", "run_shards"]
 

@@ -27,9 +27,9 @@ from pipeline.cache.spec import CacheSpec
 from pipeline.collate import collate
 from pipeline.datasets.sample import ReadObject
 from pipeline.object_store.opening import open_store
-from pipeline.pass_times import Outputs
-from pipeline.shard_prepare import Prepared, ViewKey, members_by_image, prepare_image
-from pipeline.workload import view_name
+from pipeline.planning.pass_times import Outputs
+from pipeline.planning.workload import view_name
+from pipeline.precompute.preparation import Prepared, ViewKey, members_by_image, prepare_image
 
 SAMPLED_MEMBERS: Final = 256
 _LEAST_MEMBERS: Final = 16

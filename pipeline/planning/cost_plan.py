@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import resolve_ldm
 from pipeline.cache.spec import CacheSpec
-from pipeline.calibration import HostTimes
-from pipeline.calibration_run import Measured, calibrate
-from pipeline.increment import KeptShard
-from pipeline.money import Money, Spending, money
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute import plan_sets, sample_bytes
+from pipeline.planning.calibration import HostTimes
+from pipeline.planning.calibration_run import Measured, calibrate
+from pipeline.planning.money import Money, Spending, money
+from pipeline.planning.set_work import SetWork, set_work
+from pipeline.planning.training_cost import Payback, TrainingCost, epoch_gets, payback
+from pipeline.planning.worker_time import StageSeconds, WorkerTime, worker_time
+from pipeline.planning.workload import Passes, Workload
+from pipeline.precompute.increment import KeptShard
+from pipeline.precompute.sets import plan_sets, sample_bytes
 from pipeline.recipe import Recipe
-from pipeline.set_work import SetWork, set_work
-from pipeline.training_cost import Payback, TrainingCost, epoch_gets, payback
-from pipeline.worker_time import StageSeconds, WorkerTime, worker_time
-from pipeline.workload import Passes, Workload
 
 _TAR_RECORD = 10_240  # a tar ends on a multiple of it
 _TAR_END = 1024

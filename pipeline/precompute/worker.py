@@ -21,13 +21,13 @@ from pipeline.cache.stored_type import TORCH_DTYPES
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute_metrics import PrecomputeMetrics
-from pipeline.shard_commit import commit_shard
-from pipeline.shard_convert import convert_shard
-from pipeline.shard_networks import Networks
-from pipeline.shard_repair import repair_conversion, repair_shard
-from pipeline.shard_scratch import sweep_stale_folders
-from pipeline.shard_watch import ShardWatch, WorkerState
+from pipeline.precompute.commit import commit_shard
+from pipeline.precompute.conversion import convert_shard
+from pipeline.precompute.metrics import PrecomputeMetrics
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.scratch import sweep_stale_folders
+from pipeline.precompute.shard_repair import repair_conversion, repair_shard
+from pipeline.precompute.watch import ShardWatch, WorkerState
 
 # Between the networks' thread, which takes the interpreter's lock back after every operation, and those that decode
 # and pack: Python's 5 ms would be paid again and again.

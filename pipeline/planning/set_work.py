@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.cache.spec import CacheSpec
-from pipeline.increment import PlannedWork
 from pipeline.object_store.store import ObjectStore
-from pipeline.precompute import SetPlan, missing_work, standing_manifest
+from pipeline.planning.workload import Workload, count_work
+from pipeline.precompute.increment import PlannedWork
+from pipeline.precompute.sets import SetPlan, missing_work, standing_manifest
 from pipeline.recipe import Recipe
-from pipeline.workload import Workload, count_work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, Self
 
-from pipeline.calibration_run import Machine
+from pipeline.planning.calibration_run import Machine
+from pipeline.precompute.worker_pool import SHARDS_AT_ONCE
 from pipeline.recipe import CacheConfig
-from pipeline.shard_workers import SHARDS_AT_ONCE
 
 _DECODERS = 2  # threads that decode, a shard
 

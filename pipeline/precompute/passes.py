@@ -18,7 +18,7 @@ from ldznet.frozen_ldm import FrozenLDM
 from ldznet.images import to_tensor
 from pipeline.cache.member import Member
 from pipeline.draws import draw_generator
-from pipeline.shard_prepare import ViewKey
+from pipeline.precompute.preparation import ViewKey
 
 _T = TypeVar("_T")
 ViewPixels = tuple[ViewKey, NDArray[np.uint8]]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ldznet.frozen_ldm import FrozenLDM
 from pipeline.cache.spec import CacheSpec
-from pipeline.shard_networks import Networks
-from pipeline.shard_passes import (
+from pipeline.precompute.networks import Networks
+from pipeline.precompute.passes import (
     FeatureBatch,
     ViewBatch,
     block_features,
@@ -20,7 +20,7 @@ from pipeline.shard_passes import (
     member_noise,
     to_device,
 )
-from pipeline.shard_prepare import Prepared
+from pipeline.precompute.preparation import Prepared
 
 _MOST = 15  # timed passes
 _Step = Callable[[FrozenLDM], dict[str, Tensor]]

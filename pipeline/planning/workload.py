@@ -7,9 +7,9 @@ from typing import Final
 
 from pipeline.cache.member import Member
 from pipeline.cache.spec import CacheSpec
-from pipeline.increment import PlannedWork
-from pipeline.precompute import SetPlan
-from pipeline.shard_prepare import draw_prompt_and_timestep, members_by_image
+from pipeline.precompute.increment import PlannedWork
+from pipeline.precompute.preparation import draw_prompt_and_timestep, members_by_image
+from pipeline.precompute.sets import SetPlan
 
 COUNTED_MEMBERS: Final = 20_000  # from so many on, other shards are taken to be like those counted
 _SAMPLES_A_READ: Final = 8  # of a conversion

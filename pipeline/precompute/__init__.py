@@ -1,0 +1,1 @@
+"""From a data set to committed shards: members planned, shards computed, manifests written."""
