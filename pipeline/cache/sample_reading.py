@@ -1,6 +1,7 @@
 """Samples read from a shard by ranges, every byte checked by its xxh3-64."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import xxhash
@@ -35,21 +36,34 @@ def read_samples(
     Raises:
         CorruptSampleError: names the sample and its shard; bytes that fail their check were read twice by then.
     """
-    entries = [
-        decode_entry(key, split_tar(stretch, key=key))
-        for key, stretch in _read_stretches(store, shard.object_key, rows)
-    ]
+    stretches = _read_stretches(store, shard.object_key, rows)
+    with _told_of(store, shard):
+        entries = [
+            decode_entry(key, split_tar(stretch, key=key), blocks=blocks) for key, stretch in stretches
+        ]
     for column, there in zip(shard.columns, column_rows, strict=False):
         stretches = _read_stretches(store, column.object_key, there)
-        entries = [
-            _with_column(entry, split_tar(stretch, key=key))
-            for entry, (key, stretch) in zip(entries, stretches, strict=True)
-        ]
+        with _told_of(store, column):
+            entries = [
+                _with_column(entry, split_tar(stretch, key=key), blocks)
+                for entry, (key, stretch) in zip(entries, stretches, strict=True)
+            ]
     return entries if blocks is None else [_with_blocks(entry, blocks) for entry in entries]
 
 
-def _with_column(entry: Entry, files: dict[str, memoryview]) -> Entry:
-    features, scales = decode_columns(files, blocks=None)
+@contextmanager
+def _told_of(store: ObjectStore, shard: ShardReference) -> Iterator[None]:
+    """Sound bytes that are no sample of ours: somebody else wrote them."""
+    try:
+        yield
+    except ValueError as error:
+        raise CorruptSampleError(
+            f"{store.url}/{shard.object_key} holds what is no sample: {error}"
+        ) from error
+
+
+def _with_column(entry: Entry, files: dict[str, memoryview], blocks: Collection[int] | None) -> Entry:
+    features, scales = decode_columns(files, blocks=blocks)
     return replace(entry, features=entry.features | features, scales=entry.scales | scales)
 
 

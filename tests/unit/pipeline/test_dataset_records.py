@@ -155,3 +155,12 @@ def test_plain_keys_pass(key: str) -> None:
 def test_repeated_labels_get_numbers() -> None:
     labels = LabelNames()
     assert [labels.name(one) for one in ("a", "b", "a", "a")] == ["a", "b", "a#2", "a#3"]
+
+
+def test_labels_stay_one_of_a_kind_however_many_they_are() -> None:
+    labels = LabelNames()
+    firsts = [labels.name(f"label {number}") for number in range(5000)]
+    assert firsts == [f"label {number}" for number in range(5000)]
+    assert [labels.name(f"label {number}") for number in range(0, 5000, 7)] == [
+        f"label {number}#2" for number in range(0, 5000, 7)
+    ]

@@ -39,8 +39,8 @@ class CountingStore:
         self.ranges: list[tuple[str, int, int]] = []
         self.url = store.url
 
-    def get(self, key: str) -> bytes:
-        return self._store.get(key)
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        return self._store.get(key, at_most=at_most)
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         self.ranges.append((key, start, length))
