@@ -45,10 +45,10 @@ imports: setup ## jobs -> pipeline -> ldznet, never back
 	@$(BIN)/lint-imports
 
 unit: setup ## Quick tests
-	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/unit tests/reference
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/unit tests/reference
 
 integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
-	@$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/integration tests/fault
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/integration tests/fault
 
 test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
 	@$(BIN)/python -m pytest --long --timeout 3600 tests/fault

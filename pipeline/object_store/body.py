@@ -5,20 +5,39 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 _BLOCK = 1 << 20
 
 
-class _WideReads(io.FileIO):
+class _WideReads(io.RawIOBase):
     """A file that gives at least a mebibyte a read, to a reader who takes what he gets.
 
     `http.client` asks for 16 KiB at a time, and each costs two system calls and the interpreter's lock.
     """
 
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
     def read(self, size: int | None = -1, /) -> bytes:
-        wide = size if size is None or size < 0 else max(size, _BLOCK)
-        return super().read(wide) or b""
+        return self._file.read(-1 if size is None or size < 0 else max(size, _BLOCK))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +53,9 @@ class Body:
 
     def open(self) -> IO[bytes]:
         """A stream at the start of the body; a read may give more than was asked for."""
-        return _WideReads(self.source) if isinstance(self.source, Path) else io.BytesIO(self.source)
+        if isinstance(self.source, Path):
+            return cast("IO[bytes]", _WideReads(self.source.open("rb", buffering=0)))
+        return io.BytesIO(self.source)
 
     def part(self, *, start: int, length: int) -> bytes:
         """A piece of the body, shorter only at its end."""
