@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,6 +69,7 @@ class Progress:
         self._shards = self._members = self._samples = self._bytes = self._failed = self._filtered = 0
         self._reasons: Counter[str] = Counter()
         self._workers: tuple[WorkerState, ...] = ()
+        self._committed: set[str] = set()
         self._points: deque[tuple[float, int, int]] = deque([(self._started, 0, 0)])  # time, members, bytes
         self._listeners: list[Callable[[Snapshot], None]] = []
 
@@ -88,13 +89,15 @@ class Progress:
         for member in failed:
             known = member.reason in self._reasons or len(self._reasons) < _REASONS
             self._reasons[member.reason if known else _OTHERS] += 1
-        # What was reported of it as in flight is counted with the committed ones now.
-        self._workers = tuple(_without(state, receipt.shard_id) for state in self._workers)
+        # What was reported of it as in flight is counted with the committed ones now, also where the report comes late.
+        self._committed.add(receipt.shard_id)
+        self._workers = tuple(_without(state, self._committed) for state in self._workers)
         self._changed()
 
     def workers_are(self, states: Iterable[WorkerState]) -> None:
         """What the workers are at."""
-        self._workers = tuple(sorted(states, key=lambda state: state.worker))
+        in_flight = (_without(state, self._committed) for state in states)
+        self._workers = tuple(sorted(in_flight, key=lambda state: state.worker))
         self._changed()
 
     def snapshot(self) -> Snapshot:
@@ -138,7 +141,7 @@ class Progress:
                 listener(snapshot)
 
 
-def _without(state: WorkerState, shard_id: str) -> WorkerState:
+def _without(state: WorkerState, committed: Container[str]) -> WorkerState:
     return WorkerState(
-        worker=state.worker, shards=tuple(shard for shard in state.shards if shard.shard_id != shard_id)
+        worker=state.worker, shards=tuple(shard for shard in state.shards if shard.shard_id not in committed)
     )

@@ -111,3 +111,12 @@ def test_a_watch_tells_stage_counts_and_seconds() -> None:
     state = WorkerState(worker="host:1", shards=(watch.state,))
     assert str(state) == "host:1 waiting aaaaaaaa"
     assert str(WorkerState(worker="host:2")) == "host:2 idle"
+
+
+def test_a_late_report_of_a_committed_shard_counts_it_once() -> None:
+    progress = Progress(shards=2, members=20)
+    progress.workers_are([at("a", 10)])
+    progress.shard_committed(receipt("a"), members=10)
+    progress.workers_are([at("a", 10)])  # asked before, answered after
+    assert progress.snapshot().members == 10
+    assert progress.snapshot().workers == (WorkerState(worker="host:1", shards=()),)
