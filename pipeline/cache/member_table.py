@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from pipeline.cache.member import Member, member_key, sample_id
 from pipeline.datasets.sample import MaskSource, Sample
 
-_WRITE_BYTES = 1 << 20
-_RECORDS = "records"
+_BUFFER_BYTES = 1 << 16
 
 
 class MemberTable:
@@ -35,7 +34,7 @@ class MemberTable:
         images: NDArray[np.uint64],
         places: NDArray[np.uint64],
         records: "_Records",
-        folder: "tempfile.TemporaryDirectory[str]",
+        file: IO[bytes],
     ) -> None:
         order = np.lexsort((places, keys[:, 1], keys[:, 0]))
         ordered = keys[order]
@@ -46,7 +45,7 @@ class MemberTable:
         self.images = images[kept]  # N,2 equal for members of one image
         self._places = places[kept]  # N byte offset of the sample's record * 2^8 + draw
         self._records = records
-        self._folder = folder
+        self._file = file
 
     @classmethod
     def from_samples(
@@ -67,24 +66,24 @@ class MemberTable:
         """
         keys, images, places = array("Q"), array("Q"), array("Q")
         records = _Records()
-        spill = tempfile.TemporaryDirectory(prefix="ldznet-members-", dir=folder)
-        with Path(spill.name, _RECORDS).open("wb", buffering=_WRITE_BYTES) as file:
-            offset = 0
-            for sample in samples:
-                identity, image = sample_id(sample, digest), digest(sample.image)
-                record = pickle.dumps((identity, image, *records.flatten(sample)), protocol=5)
-                image_numbers = _numbers(hashlib.sha256(image.encode()).digest())
-                for draw in range(draws):
-                    keys.extend(_numbers(bytes.fromhex(member_key(identity, draw))))
-                    images.extend(image_numbers)
-                    places.append(offset << 8 | draw)
-                offset += file.write(record)
+        # It has no name, so that nothing stays behind however the process ends.
+        file = tempfile.TemporaryFile(buffering=_BUFFER_BYTES, dir=folder)  # noqa: SIM115 - the table closes it
+        offset = 0
+        for sample in samples:
+            identity, image = sample_id(sample, digest), digest(sample.image)
+            record = pickle.dumps((identity, image, *records.flatten(sample)), protocol=5)
+            image_numbers = _numbers(hashlib.sha256(image.encode()).digest())
+            for draw in range(draws):
+                keys.extend(_numbers(bytes.fromhex(member_key(identity, draw))))
+                images.extend(image_numbers)
+                places.append(offset << 8 | draw)
+            offset += file.write(record)
         return cls(
             keys=np.frombuffer(keys, np.uint64).reshape(-1, 2),
             images=np.frombuffer(images, np.uint64).reshape(-1, 2),
             places=np.frombuffer(places, np.uint64),
             records=records,
-            folder=spill,
+            file=file,
         )
 
     def __len__(self) -> int:
@@ -93,13 +92,12 @@ class MemberTable:
 
     def members(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[Member, ...]:
         """The members of these rows, their records read back."""
-        with Path(self._folder.name, _RECORDS).open("rb") as file:
-            return tuple(self._member(file, int(row)) for row in rows)
+        return tuple(self._member(int(row)) for row in rows)
 
-    def _member(self, file: IO[bytes], row: int) -> Member:
+    def _member(self, row: int) -> Member:
         place = int(self._places[row])
-        file.seek(place >> 8)
-        identity, image, *fields = pickle.load(file)  # noqa: S301 - this process wrote it, into a folder of its own
+        self._file.seek(place >> 8)
+        identity, image, *fields = pickle.load(self._file)  # noqa: S301 - this process wrote it, into a file without a name
         return Member(
             key=key_text(self.keys[row]),
             sample_id=identity,
@@ -117,7 +115,7 @@ class MemberTable:
 
     def close(self) -> None:
         """Remove the temporary file. Keys stay."""
-        self._folder.cleanup()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
