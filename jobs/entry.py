@@ -28,7 +28,7 @@ def exit_code_of(action: Callable[[], None]) -> int:
         print(f"ldznet: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the one line for the user
         return 2
     except KeyboardInterrupt:
-        print("ldznet: stopped", file=sys.stderr)  # noqa: T201
+        print("ldznet: stopped", file=sys.stderr)  # noqa: T201 - likewise
         return 130
     return 0
 
