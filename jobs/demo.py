@@ -16,7 +16,7 @@ from jobs.local_ray import ray_session
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
-    from pipeline.report_content import Stage
+    from pipeline.report.content import Stage
 
 logger = logging.getLogger("jobs.demo")
 
@@ -45,7 +45,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> None:
     from jobs.precompute import precompute
     from jobs.scenes import scenes
     from jobs.train import train
-    from pipeline.report_content import Command
+    from pipeline.report.content import Command
 
     stages: list[Stage] = []
     with ExitStack() as services:
@@ -104,7 +104,7 @@ def _recipe(out: Path, url: str, overrides: Sequence[str]) -> "Recipe":
 
 @contextmanager
 def _timed(stages: "list[Stage]", name: str) -> "Iterator[None]":
-    from pipeline.report_content import Stage
+    from pipeline.report.content import Stage
 
     logger.info("── %s", name)
     started = time.perf_counter()

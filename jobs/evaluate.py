@@ -10,9 +10,9 @@ from jobs.entry import recipe_job
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.evaluation_run import Evaluation
+    from pipeline.evaluation.run import Evaluation
     from pipeline.recipe import Recipe
-    from pipeline.report_content import Command, Stage
+    from pipeline.report.content import Command, Stage
 
 logger = logging.getLogger("jobs.evaluate")
 
@@ -22,13 +22,13 @@ def evaluate(
 ) -> "Evaluation":
     """Score every system on every set, print the table, write `evaluation.json` and `report.html`.
 
-    `phrases-SET.jsonl` lists what was scored, for other systems to make masks of (pipeline/mask_folder.py).
+    `phrases-SET.jsonl` lists what was scored, for other systems to make masks of (pipeline/evaluation/mask_folder.py).
     `stages` and `commands` are told in the report: what ran before, and what to type next.
     """
-    from pipeline.evaluation_run import evaluate_models, systems_of
-    from pipeline.experiment_report import write_experiment_report
-    from pipeline.tracking import Tracker
-    from pipeline.training_run import source_runs
+    from pipeline.evaluation.run import evaluate_models, systems_of
+    from pipeline.report.experiment import write_experiment_report
+    from pipeline.tracking.tracker import Tracker
+    from pipeline.training.run import source_runs
 
     evaluation = evaluate_models(recipe, systems_of(recipe))
     output = Path(recipe.output_folder)

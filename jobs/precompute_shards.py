@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.precompute.progress import Progress, Snapshot
     from pipeline.precompute.sets import ListedSet, SetPlan, SetResult, ShardName
     from pipeline.recipe import Recipe
-    from pipeline.tracking import Tracker
+    from pipeline.tracking.tracker import Tracker
 
 logger = logging.getLogger("jobs.precompute")
 
@@ -31,7 +31,7 @@ def compute_sets(
 ) -> None:
     """Commit what plans lack, write their manifests, tell MLflow."""
     from pipeline.precompute.sets import announce_specs, finish_set, missing_work
-    from pipeline.tracking import Tracker
+    from pipeline.tracking.tracker import Tracker
 
     work = {one.name: (plan, one) for plan in plans for one in missing_work(plan, store=store)}
     announce_specs(plans, store=store)

@@ -57,8 +57,8 @@ def segment(arguments: argparse.Namespace) -> None:
     """Write `STEM-PHRASE-mask.png` and `-overlay.png` for each phrase; print area and time."""
     from ldznet.images import decode_image
     from ldznet.predictor import Predictor
+    from pipeline.models.registered import resolve_model
     from pipeline.pictures import overlay_mask
-    from pipeline.registered_model import resolve_model
 
     if arguments.threshold is not None and not 0 < arguments.threshold < 1:
         raise UserError(f"--threshold {arguments.threshold} lies outside (0, 1)")

@@ -17,8 +17,8 @@ logger = logging.getLogger("jobs.train")
 def train(recipe: "Recipe") -> Path:
     """Train, keep the best model in the output folder, register it. Returns the model's folder."""
     from jobs.train_ranks import cluster_gpus, run_ranks
-    from pipeline.model_folder import download_model
-    from pipeline.training_run import TrainingRun
+    from pipeline.models.folder import download_model
+    from pipeline.training.run import TrainingRun
 
     run = TrainingRun(recipe)
     run.check()
@@ -49,9 +49,9 @@ def train(recipe: "Recipe") -> Path:
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from jobs.train_ranks import RayCheckpoints
+    from jobs.ray_checkpoints import RayCheckpoints
     from pipeline.recipe import Recipe
-    from pipeline.train_rank import train_on_this_rank
+    from pipeline.training.rank_training import train_on_this_rank
 
     configure_logging()
     outcome = train_on_this_rank(

@@ -7,15 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Any
 
+from jobs.training_storage import storage_filesystem
 from ldznet.errors import DataFault, UserError
 from pipeline.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 logger = logging.getLogger(__name__)
 
@@ -118,74 +114,6 @@ def _ctrl_c_interrupts() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-class RayCheckpoints:
-    """The checkpoint store of a rank under Ray Train: folders under the run's name in its storage.
-
-    Ray records a checkpoint once every rank's part has arrived, and removes all but the newest few.
-    """
-
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float]) -> str:
-        """Upload this rank's part and report it. Collective."""
-        import ray.train
-
-        name = f"step-{step:08d}"
-        ray.train.report(
-            dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name
-        )
-        return name
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """The checkpoint that Ray restarts this run from, fetched to this node, or None."""
-        import ray.train
-
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-
-def storage_filesystem(url: str) -> tuple["FileSystem", str]:
-    """A pyarrow file system for a URL, and the path in it. Credentials stay in the environment of each process."""
-    from pyarrow.fs import LocalFileSystem, S3FileSystem
-
-    parts = urlsplit(url)
-    if parts.scheme in {"", "file"}:
-        return LocalFileSystem(), str(Path(parts.path).absolute())
-    if parts.scheme != "s3" or not parts.netloc:
-        raise UserError(f"training storage {url!r}: give s3://bucket/prefix, file:///folder or a folder")
-    endpoint = _s3_endpoint()
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    filesystem = S3FileSystem(
-        endpoint_override=endpoint.netloc or None, scheme=endpoint.scheme or "https", region=region
-    )
-    _check_bucket(filesystem, parts.netloc)
-    return filesystem, f"{parts.netloc}{parts.path}".rstrip("/")
-
-
-def _s3_endpoint() -> SplitResult:
-    return urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-
-
-def _check_bucket(filesystem: "FileSystem", bucket: str) -> None:
-    from pyarrow.fs import FileType
-
-    try:
-        found = filesystem.get_file_info(bucket).type
-    except OSError as error:
-        if not any(
-            sign in str(error) for sign in ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "403")
-        ):
-            raise
-        raise UserError(
-            f"no access to s3://{bucket}: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
-    if found == FileType.NotFound:
-        raise UserError(f"there is no bucket s3://{bucket}: make it, or name another as the storage")
 
 
 def _start_rank(config: dict[str, Any]) -> Any:

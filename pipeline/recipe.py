@@ -13,9 +13,10 @@ from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
 from pipeline.cache.spec import SCHEMA_VERSION, CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
 from pipeline.datasets.opening import DataConfig
+from pipeline.loading.config import LoaderConfig
 from pipeline.planning.config import PlanConfig
 from pipeline.scenes.config import ScenesConfig
-from pipeline.tracking_config import TrackingConfig
+from pipeline.tracking.config import TrackingConfig
 from pipeline.training.config import TrainConfig
 
 
@@ -42,14 +43,6 @@ class CacheConfig(Config):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     attempts: int = Field(default=4, ge=1)  # for a shard whose worker dies
-
-
-class LoaderConfig(Config):
-    """How samples come from the cache."""
-
-    window: int = Field(default=8, ge=1)  # neighbours fetched by one ranged GET
-    concurrency: int = Field(default=8, ge=1)  # ranged GETs in flight a rank
-    batches_ahead: int = Field(default=4, ge=1)
 
 
 class NetworkOptions(Config):
@@ -83,7 +76,7 @@ class NetworkOptions(Config):
 class SystemConfig(Config):
     """Something to score. In a recipe the source alone is enough: `models: [runs/a/models/ldznet, masks/sam3]`."""
 
-    # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; or a folder of masks (pipeline/mask_folder.py).
+    # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; or a folder of masks (see mask_folder.py).
     source: str = Field(min_length=1)
     name: str | None = Field(default=None, pattern=r"^[\w. +-]+$")  # in tables; none: the source's last part
     pixels: Literal["photo", "view"] = "photo"  # what CLIPSeg sees: the original photo, or the cached view

@@ -14,7 +14,6 @@ from typing import Final, Self, TypeVar
 
 import numpy as np
 
-from pipeline.batch import Batch
 from pipeline.cache.committed_shard import ShardReference
 from pipeline.cache.entry import Entry, encode_columns, encode_entry, encode_png
 from pipeline.cache.index import rows_of
@@ -24,8 +23,9 @@ from pipeline.cache.receipt import LeftOut, SampleSpan
 from pipeline.cache.sample_reading import read_samples
 from pipeline.cache.shard import ShardWriter
 from pipeline.cache.spec import CacheSpec
-from pipeline.collate import collate
 from pipeline.datasets.sample import ReadObject
+from pipeline.loading.batch import Batch
+from pipeline.loading.collate import collate
 from pipeline.object_store.opening import open_store
 from pipeline.planning.pass_times import Outputs
 from pipeline.planning.workload import view_name

@@ -23,7 +23,7 @@ from pipeline.precompute.networks import Networks
 from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
-    from pipeline.batch import Batch
+    from pipeline.loading.batch import Batch
 
 _NETWORKS, _HOST, _READING, _TRAINING = 0.55, 0.2, 0.1, 0.15  # shares of the time
 _STEPS = 4  # at least so many training steps are taken

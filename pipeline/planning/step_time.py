@@ -11,8 +11,8 @@ from ldznet.ldm_folder import resolve_ldm
 from ldznet.loss import mask_loss
 from ldznet.modeling import build_network, unet_config_of
 from ldznet.modeling.config import NetworkConfig
-from pipeline.batch import Batch
-from pipeline.evaluation import run_network
+from pipeline.evaluation.scoring import run_network
+from pipeline.loading.batch import Batch
 from pipeline.recipe import Recipe
 from pipeline.training import ranks
 from pipeline.training.engine import adamw, forward_pass

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache.spec import FeaturesConfig
+from pipeline.loading.sample_order import epoch_order
 from pipeline.planning.calibration import HostTimes
 from pipeline.planning.pass_times import PassTimes
 from pipeline.recipe import Recipe
-from pipeline.sample_order import epoch_order
 
 _COUNTED_SAMPLES = 1_000_000  # of an epoch's order; more are taken to be like them
 

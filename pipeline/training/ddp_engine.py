@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.batch import Batch
+from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
 from pipeline.training.engine import Accumulation, Forward, Loss, StepReport, adamw, forward_pass

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.batch import Batch
+from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
 from pipeline.training.ddp_engine import MOMENTS, clip_gradients

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline.batch import Batch
+from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
 

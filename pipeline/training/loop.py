@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ldznet.errors import UserError
-from pipeline.batch import Batch
-from pipeline.sample_order import Position
+from pipeline.loading.batch import Batch
+from pipeline.loading.sample_order import Position
 from pipeline.training import ranks
 from pipeline.training.checkpoint import CheckpointStore, Progress, read_checkpoint, write_checkpoint
 from pipeline.training.config import TrainConfig

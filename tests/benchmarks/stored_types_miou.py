@@ -23,9 +23,9 @@ from ldznet.modeling import SegmentationNetwork, build_network, initialise_from_
 from ldznet.modeling.config import NetworkConfig
 from ldznet.scores import SegmentationScores
 from pipeline.cache.entry import Entry
-from pipeline.collate import collate
 from pipeline.datasets.opening import DataConfig, open_dataset
-from pipeline.evaluation import network_predictor, run_network
+from pipeline.evaluation.scoring import network_predictor, run_network
+from pipeline.loading.collate import collate
 from pipeline.scenes.config import SceneCounts, ScenesConfig
 from pipeline.scenes.writing import write_scenes
 from pipeline.training.config import TrainConfig

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from fault.chaos_proxy import Chaos, Events, behind_chaos, served
 from fault.in_process import precompute
-from unit.pipeline.made_cache import write_cache
+from unit.pipeline.cache.made_cache import write_cache
 
-from pipeline.loader import CacheLoader, SampleReader
+from pipeline.loading.loader import CacheLoader, SampleReader
+from pipeline.loading.sample_order import Position
 from pipeline.object_store.faults import DamagedObjectError, ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.retries import Retries
 from pipeline.object_store.s3 import S3Store
 from pipeline.object_store.store import ObjectStore
-from pipeline.sample_order import Position
 
 QUICK = Retries(first_wait_s=0.005, longest_wait_s=0.1)
 EVERYTHING = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from unit.pipeline.made_cache import SPEC, write_cache
+from unit.pipeline.cache.made_cache import SPEC, write_cache
 
 from ldznet.errors import DataFault, UserError
 from pipeline.cache import layout

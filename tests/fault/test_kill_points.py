@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fault.killing_store import WHENS, Fate, Turns
-from unit.pipeline.made_cache import SPEC, commit, make_entries, manifest_of
+from unit.pipeline.cache.made_cache import SPEC, commit, make_entries, manifest_of
 
 from pipeline.cache import layout
 from pipeline.cache.manifest import answer_request, find_manifest
 from pipeline.cache.receipt import Receipt, read_receipt
-from pipeline.loader import SampleReader
+from pipeline.loading.loader import SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.s3 import S3Store
 from pipeline.object_store.store import ObjectStore

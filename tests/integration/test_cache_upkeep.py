@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from unit.pipeline.made_cache import make_entries
-from unit.pipeline.made_family import COLUMN, LARGE, OTHER, SMALL, Family, commit, write_family
+from unit.pipeline.cache.made_cache import make_entries
+from unit.pipeline.cache.made_family import COLUMN, LARGE, OTHER, SMALL, Family, commit, write_family
 
 from jobs import cli
 from pipeline.cache import layout

@@ -24,14 +24,14 @@ from ldznet.modeling import (
     unet_config_of,
 )
 from ldznet.prediction_config import PredictionConfig
-from pipeline.collate import collate
-from pipeline.evaluation import run_network
-from pipeline.loader import SampleReader
-from pipeline.mask_folder import file_stem
+from pipeline.evaluation.mask_folder import file_stem
+from pipeline.evaluation.scoring import run_network
+from pipeline.loading.collate import collate
+from pipeline.loading.loader import SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.train_rank import required_manifest
+from pipeline.training.rank_training import required_manifest
 
 THRESHOLDS = np.arange(1, 50) / 50
 KINDS = {

@@ -14,7 +14,8 @@ from jobs.plan import main
 from ldznet.frozen_ldm import FrozenLDM
 from pipeline.cache.manifest import Manifest
 from pipeline.datasets.opening import open_dataset
-from pipeline.loader import CacheLoader, SampleReader
+from pipeline.loading.loader import CacheLoader, SampleReader
+from pipeline.loading.sample_order import Position
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.precompute.commit import commit_shard
@@ -23,7 +24,6 @@ from pipeline.precompute.networks import Networks
 from pipeline.precompute.sets import SetPlan, finish_set, missing_work, plan_sets
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.sample_order import Position
 
 QUICK = ("--seconds", "2")
 

@@ -24,11 +24,11 @@ from pipeline.cache.entry import Entry
 from pipeline.cache.manifest import find_manifest
 from pipeline.cache.receipt import Receipt
 from pipeline.cache.sealed import unseal
-from pipeline.loader import CacheLoader, SampleReader
+from pipeline.loading.loader import CacheLoader, SampleReader
+from pipeline.loading.sample_order import Position
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.recipe_file import load_recipe
-from pipeline.sample_order import Position
 
 
 @pytest.fixture(scope="module")

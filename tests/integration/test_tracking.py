@@ -24,10 +24,10 @@ from ldznet.miniature_ldm import MiniatureConfig, build_miniature_ldm
 from ldznet.modeling import NetworkConfig, build_network, unet_config_of
 from ldznet.prediction_config import PredictionConfig
 from ldznet.predictor import Predictor
-from pipeline.registered_model import register_model, resolve_model
-from pipeline.tracking import Tracker, TrackingConfig
-from pipeline.tracking_client import open_client, sqlite_uri
-from pipeline.tracking_history import logged_curve
+from pipeline.models.registered import register_model, resolve_model
+from pipeline.tracking.client import open_client, sqlite_uri
+from pipeline.tracking.history import logged_curve
+from pipeline.tracking.tracker import Tracker, TrackingConfig
 
 QUIET = TrackingConfig(experiment="tests", system_metrics=False)
 
@@ -248,7 +248,7 @@ def test_tracking_off_imports_no_mlflow(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from pipeline.tracking import Tracker, TrackingConfig
+from pipeline.tracking.tracker import Tracker, TrackingConfig
 tracker = Tracker(TrackingConfig(enabled=False), folder=Path({str(tmp_path / "run")!r}))
 assert tracker.start(job="train", recipe={{"a": 1}}) is None
 tracker.log_metrics({{"loss": 1.0}}, 0)

@@ -14,10 +14,10 @@ from jobs.local_ray import ray_session
 from ldznet.ldm_folder import ldm_digest
 from ldznet.modeling import network_from_pretrained
 from ldznet.prediction_config import PredictionConfig
+from pipeline.models.registered import resolve_model
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
-from pipeline.registered_model import resolve_model
-from pipeline.tracking_client import open_client, sqlite_uri
+from pipeline.tracking.client import open_client, sqlite_uri
 
 STEPS = 4
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-TOY = Path(__file__).parents[1] / "unit" / "pipeline"
+TOY = Path(__file__).parents[1]
 RANKS, STEPS, BATCH, SAVED = 2, 30, 8, 12
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ class Run:
 
     def __init__(self, name: str, *, world: int, rank: int) -> None:
         sys.path.insert(0, str(TOY))
-        from training_toy import ToyNetwork, forward, loss, toy_batch
+        from unit.pipeline.training.training_toy import ToyNetwork, forward, loss, toy_batch
 
         from pipeline.training.config import TrainConfig
         from pipeline.training.ema import EMA
@@ -161,7 +161,7 @@ def test_every_engine_ends_with_the_weights_of_ddp(trained: Path, name: str, kin
 @pytest.mark.parametrize("name", ENGINES)
 def test_swapping_the_average_in_predicts_with_it_and_leaves_no_trace(trained: Path, name: str) -> None:
     sys.path.insert(0, str(TOY))
-    from training_toy import ToyNetwork, forward, toy_batch
+    from unit.pipeline.training.training_toy import ToyNetwork, forward, toy_batch
 
     network = ToyNetwork().eval()
     network.load_state_dict(load_file(trained / name / "averaged"))

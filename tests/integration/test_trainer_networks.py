@@ -64,7 +64,7 @@ def forward(network: Any, batch: Any) -> torch.Tensor:
 
 
 def batch_for(network: Any, rank: int) -> Any:
-    from pipeline.batch import Batch
+    from pipeline.loading.batch import Batch
 
     generator = torch.Generator().manual_seed(rank)
 

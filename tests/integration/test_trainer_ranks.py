@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from jobs.train_ranks import RanksResult, TrainingFailedError, run_ranks, storage_filesystem
+from jobs.train_ranks import RanksResult, TrainingFailedError, run_ranks
+from jobs.training_storage import storage_filesystem
 from ldznet.errors import UserError
 from pipeline.training.config import TrainConfig
 
-TOY = Path(__file__).parents[1] / "unit" / "pipeline"
+TOY = Path(__file__).parents[1]
 STEPS, EVERY = 14, 4
 
 
@@ -62,9 +63,9 @@ def start(mark: Path, storage: str, **options: Any) -> RanksResult:
 def train_toy(config: dict[str, Any]) -> dict[str, Any]:
     """What each rank runs. `trouble` strikes rank 1 once, before step 11."""
     import torch
-    from training_toy import ToyNetwork, ToySource, forward, loss
+    from unit.pipeline.training.training_toy import ToyNetwork, ToySource, forward, loss
 
-    from jobs.train_ranks import RayCheckpoints
+    from jobs.ray_checkpoints import RayCheckpoints
     from pipeline.training import ranks
     from pipeline.training.ema import EMA, model_state
     from pipeline.training.engine import build_engine

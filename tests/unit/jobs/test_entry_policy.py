@@ -53,7 +53,7 @@ def test_anything_else_keeps_its_traceback() -> None:
 def test_the_environment_sets_the_level(asked: str, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDZNET_LOG", asked)
     configure_logging()
-    assert logging.getLogger("pipeline.loader").getEffectiveLevel() == level
+    assert logging.getLogger("pipeline.loading.loader").getEffectiveLevel() == level
     assert logging.getLogger("botocore").getEffectiveLevel() == logging.WARNING
 
 

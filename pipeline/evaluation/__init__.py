@@ -1,0 +1,1 @@
+"""Scoring of trained networks and other systems on cached sets."""

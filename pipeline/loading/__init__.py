@@ -1,0 +1,1 @@
+"""From a cache to batches: the order of samples, ranged reads, collation."""

@@ -1,0 +1,1 @@
+"""Trained models as folders on a store and in the MLflow registry."""

@@ -1,0 +1,204 @@
+"""Trained networks in MLflow's model registry: put there with what serving them needs, and found again."""
+
+import base64
+import importlib.metadata
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ldznet
+from ldznet.errors import UserError
+from pipeline.tracking.client import open_client, tracking_failures
+from pipeline.tracking.config import check_store
+from pipeline.tracking.redaction import redacted_text
+from pipeline.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+log = logging.getLogger(__name__)
+
+# models:/NAME@ALIAS or models:/NAME/VERSION
+_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
+_CODE = Path(__file__).with_name("registered_code.py")
+_REQUIREMENTS = (
+    "torch", "diffusers", "transformers", "safetensors", "numpy", "pandas", "pillow", "pydantic", "mlflow",
+)  # fmt: skip
+
+
+def register_model(
+    tracker: Tracker, model_folder: Path, *, name: str, alias: str | None = None
+) -> str | None:
+    """Log a model folder with the tracker's run and register it.
+
+    The artifact holds the folder, the source of `ldznet` and a code file: no pickle. The frozen LDM is not in
+    it; the folder names it.
+
+    Args:
+        tracker: Of the run that made the model.
+        model_folder: As `save_pretrained` wrote it.
+        name: In the registry.
+        alias: Moved to this version, such as `best`.
+
+    Returns:
+        The version; None where tracking is off or MLflow is away.
+    """
+    if not model_folder.is_dir():
+        raise UserError(f"there is no model folder {model_folder}")
+
+    def record(client: "MlflowClient", run_id: str) -> str:
+        logged = _log(client, run_id, model_folder, name=name)
+        return _register(client, logged, name=name, alias=alias)
+
+    return tracker.use(f"registering {name}", record)
+
+
+def resolve_model(
+    reference: str | Path, tracking_uri: str | None = None, *, folder: Path | None = None
+) -> Path:
+    """The local model folder that a reference names.
+
+    Args:
+        reference: A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: Where the registry is; MLFLOW_TRACKING_URI unless told.
+        folder: Where a model that is not on this machine is downloaded to; a temporary folder unless told.
+
+    Raises:
+        UserError: No such folder, model, alias or version, or no registry to ask.
+    """
+    text = str(reference)
+    if not text.startswith("models:"):
+        if not Path(text).is_dir():
+            raise UserError(f"there is no model folder {text}: give one, or models:/NAME@ALIAS")
+        return Path(text)
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{text!r} names no model: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(f"where is {text}? Give --tracking-uri or set MLFLOW_TRACKING_URI")
+    return _model_folder(_fetch(match, check_store(uri), folder), text)
+
+
+def _log(client: "MlflowClient", run_id: str, model_folder: Path, *, name: str) -> "LoggedModel":
+    """Put MLflow's model folder, made of ours, among the run's outputs."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = Path(scratch) / "model"
+        _pack(model_folder, packed, model_id=logged.model_id)
+        client.log_model_artifacts(logged.model_id, str(packed))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return logged
+
+
+def _pack(model_folder: Path, packed: Path, *, model_id: str) -> None:
+    """Write MLflow's model folder: MLmodel, the code file, `ldznet`'s source, the model folder."""
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "ldznet"
+        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+        shutil.copytree(Path(ldznet.__file__).parent, source, ignore=ignored)
+        mlflow.pyfunc.save_model(
+            path=str(packed),
+            mlflow_model=Model(model_id=model_id),
+            python_model=str(_CODE),
+            artifacts={"model": str(model_folder)},
+            code_paths=[str(source)],
+            signature=_signature(),
+            input_example=_input_example(),
+            model_config={"ldm": ""},
+            pip_requirements=[f"{package}=={_version(package)}" for package in _REQUIREMENTS],
+        )
+
+
+def _register(client: "MlflowClient", logged: "LoggedModel", *, name: str, alias: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # Its location rather than models:/ID, which a database store looks up in the process's global store.
+    made = client.create_model_version(
+        name, source=logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
+    )
+    version = str(made.version)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _fetch(match: re.Match[str], uri: str, folder: Path | None) -> Path:
+    """The artifact of the version that the reference names, on this machine."""
+    name, alias, version = match["name"], match["alias"], match["version"]
+    try:
+        client = open_client(uri)
+        from mlflow.artifacts import download_artifacts
+
+        found = (
+            client.get_model_version_by_alias(name, alias)
+            if alias is not None
+            else client.get_model_version(name, version)
+        )
+        location = client.get_model_version_download_uri(name, found.version)
+        # An artifact of this machine is used where it lies, unless a folder for it was given.
+        destination = None if folder is None else str(folder)
+        place = download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=uri)
+    except tracking_failures() as error:
+        reason = redacted_text(str(error).strip().partition("\n")[0])
+        raise UserError(f"{match[0]} was not found at {redacted_text(uri)}: {reason}") from error
+    return Path(place)
+
+
+def _model_folder(packed: Path, text: str) -> Path:
+    import yaml
+
+    try:
+        described: dict[str, Any] = yaml.safe_load((packed / "MLmodel").read_text(encoding="utf-8"))
+        inner = packed / described["flavors"]["python_function"]["artifacts"]["model"]["path"]
+    except (OSError, KeyError, TypeError) as error:
+        raise UserError(f"{text} was not registered by this project: it holds no model folder") from error
+    if not inner.resolve().is_relative_to(packed.resolve()) or not inner.is_dir():
+        raise UserError(f"{text} was not registered by this project: it holds no model folder")
+    return inner
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+
+    return ModelSignature(
+        # Bytes, base64 text or a path: no single type of MLflow's says that.
+        inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "phrase")]),
+        outputs=Schema([ColSpec(DataType.string, "mask_png"), ColSpec(DataType.double, "area")]),
+    )
+
+
+def _input_example() -> Any:
+    import pandas as pd  # type: ignore[import-untyped]
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    photo = Image.new("RGB", (64, 64), (222, 226, 230))
+    photo.paste((201, 42, 42), (16, 16, 48, 48))
+    photo.save(buffer, format="PNG")
+    image = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return pd.DataFrame({"image": [image, image], "phrase": ["the red square", "the background"]})
+
+
+def _version(package: str) -> str:
+    # Without the local part: a build for one machine's torch (`+cpu`) is in no registry.
+    return importlib.metadata.version(package).partition("+")[0]

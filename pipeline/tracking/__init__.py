@@ -1,0 +1,1 @@
+"""What MLflow is told: runs, parameters, metrics and pictures, without secrets."""

@@ -1,0 +1,212 @@
+"""What one rank of a training does: cache and network in, the best model out. Knows nothing of Ray."""
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldznet.errors import UserError
+from ldznet.ldm_folder import resolve_ldm
+from ldznet.loss import mask_loss
+from ldznet.modeling import SegmentationNetwork, build_network, initialise_from_ldm, unet_config_of
+from ldznet.modeling.config import NetworkConfig
+from ldznet.prediction_config import PredictionConfig
+from ldznet.prompts import DEFAULT_TEMPLATE
+from ldznet.scores import SegmentationScores
+from pipeline.cache.manifest import Manifest, find_manifest
+from pipeline.cache.spec import canonical_json
+from pipeline.evaluation.example_pictures import example_picture
+from pipeline.evaluation.scoring import run_network, score_set
+from pipeline.loading.loader import CacheLoader, SampleReader
+from pipeline.loading.sample_order import Remainder  # noqa: TC001
+from pipeline.models.folder import upload_model
+from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
+from pipeline.recipe import Recipe
+from pipeline.tracking.tracker import Tracker
+from pipeline.training import ranks
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.ema import EMA
+from pipeline.training.engine import Engine, build_engine
+from pipeline.training.loop import TrainOutcome, train
+from pipeline.training.observer import TrainingObserver
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_EXAMPLES = 4
+PIXELS_PER_LATENT = 8
+
+
+def training_identity(recipe: Recipe) -> str:
+    """Names a training by what it computes: network, training and data. Equal recipes share one, and resume."""
+    asked = {
+        "network": recipe.network.model_dump(mode="json"),
+        "train": recipe.train.identity(),
+        "length": [recipe.train.steps, recipe.train.epochs],  # the schedule follows from it
+        "data": recipe.request_digest(recipe.train_on),
+        "window": recipe.loader.window,
+    }
+    return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
+
+
+def train_on_this_rank(
+    recipe: Recipe, *, checkpoints: CheckpointStore, model_url: str, run_id: str | None
+) -> TrainOutcome:
+    """Train on this rank's share of the cache. Every rank calls it with equal arguments.
+
+    Args:
+        recipe: the resolved recipe.
+        checkpoints: where checkpoints go and come from.
+        model_url: store folder for the best model.
+        run_id: the MLflow run to log to, from rank 0.
+
+    Raises:
+        UserError: there is no cache for the recipe yet, or the network does not fit the frozen LDM.
+    """
+    ranks.seed_everything(recipe.train.seed)
+    store = open_store(recipe.cache.url)
+    manifest = required_manifest(store, recipe, recipe.train_on)
+    network = make_network(recipe)
+    engine = build_engine(network, forward=run_network, loss=mask_loss, config=recipe.train)
+    ema = EMA(engine) if recipe.train.ema else None
+    with Tracker(recipe.tracking, folder=Path(recipe.output_folder)) as tracker:
+        if ranks.rank() == 0 and run_id is not None:
+            tracker.start(job="train", run_id=run_id)
+        keeper = ModelKeeper(recipe=recipe, manifest=manifest, network=network.config, url=model_url)
+        validator = None
+        if recipe.validate_on is not None:
+            validator = Validator(recipe=recipe, store=store, tracker=tracker)
+        outcome = train(
+            engine=engine,
+            ema=ema,
+            source=make_loader(recipe, store, manifest, batch_size=recipe.train.batch_size, shuffle=True),
+            config=recipe.train,
+            validate=validator,
+            observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.label}"),
+            checkpoints=checkpoints,
+            keep_model=keeper,
+            identity=training_identity(recipe),
+        )
+    engine.close()
+    return outcome
+
+
+def required_manifest(store: ObjectStore, recipe: Recipe, set_name: str) -> Manifest:
+    """The manifest of a set.
+
+    Raises:
+        UserError: nothing was computed for it yet.
+    """
+    manifest = find_manifest(store, recipe.request_digest(set_name))
+    if manifest is None:
+        raise UserError(
+            f"{store.url} holds no features of the set {set_name!r} as this recipe asks for them: "
+            "run `ldznet precompute` with the same recipe and overrides first"
+        )
+    return manifest
+
+
+def make_network(recipe: Recipe) -> SegmentationNetwork:
+    """The recipe's network, started from the frozen LDM's weights unless told otherwise."""
+    folder = resolve_ldm(recipe.ldm.source)
+    latent_side = recipe.set_named(recipe.train_on).view.size // PIXELS_PER_LATENT
+    network = build_network(recipe.network.config(unet_config_of(folder), latent_side=latent_side))
+    if recipe.network.init_from == "ldm":
+        report = initialise_from_ldm(network, folder)
+        if ranks.rank() == 0:
+            logger.info("%s: %s", recipe.network.label, report)
+    return network
+
+
+def make_loader(
+    recipe: Recipe, store: ObjectStore, manifest: Manifest, *, batch_size: int, shuffle: bool
+) -> CacheLoader:
+    """This rank's loader of a set: shuffled and dropping the rest for training, else each sample once."""
+    remainder: Remainder = "drop" if shuffle else "pad"
+    return CacheLoader(
+        reader=SampleReader(store=store, manifest=manifest),
+        batch_size=batch_size,
+        rank=ranks.rank(),
+        ranks=ranks.world_size(),
+        seed=recipe.train.seed,
+        window=recipe.loader.window,
+        shuffle=shuffle,
+        remainder=remainder,
+        concurrency=recipe.loader.concurrency,
+        batches_ahead=recipe.loader.batches_ahead,
+    )
+
+
+class Validator:
+    """Scores the validation set: sharded over ranks, each sample once, merged; pictures from rank 0."""
+
+    def __init__(self, *, recipe: Recipe, store: ObjectStore, tracker: Tracker) -> None:
+        assert recipe.validate_on is not None, "there is a set to validate on"
+        manifest = required_manifest(store, recipe, recipe.validate_on)
+        batch_size = recipe.train.workers * recipe.evaluate.batch_size
+        self._loader = make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=False)
+        self._tracker = tracker
+        self._count = 0
+
+    def __call__(self, engine: Engine) -> Mapping[str, float]:
+        """The figures, equal on every rank."""
+        examples = VALIDATION_EXAMPLES if ranks.rank() == 0 else 0
+        own, pictures = score_set(engine.predict, loader=self._loader, examples=examples)
+        merged = SegmentationScores()
+        for state in ranks.collect(own.state()):
+            merged.merge(SegmentationScores.from_state(state))
+        scores = merged.compute(resamples=0)
+        assert scores.miou.best.threshold is not None, "the best threshold is known"
+        if pictures:
+            picture = example_picture(pictures, threshold=scores.miou.best.threshold)
+            self._tracker.log_pictures("validation", picture, step=self._count)
+            self._count += 1
+        return {
+            "miou": scores.miou.best.value,
+            "threshold": scores.miou.best.threshold,
+            "iou_fg": scores.iou_fg.best.value,
+            "ap": scores.ap.value,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKeeper:
+    """Keeps the best model so far as a `save_pretrained` folder on the store."""
+
+    recipe: Recipe
+    manifest: Manifest
+    network: NetworkConfig
+    url: str
+
+    def __call__(self, state: dict[str, Tensor], step: int, metrics: Mapping[str, float]) -> None:
+        """Write the folder and upload it, whole or not at all."""
+        validated = self.recipe.validate_on
+        policy = self.recipe.set_named(validated or self.recipe.train_on)
+        prediction = PredictionConfig(
+            ldm_source=_lasting_source(self.recipe.ldm.source),
+            ldm_digest=self.manifest.spec.ldm_digest,
+            size=policy.view.size,
+            timestep=int(np.mean([policy.timesteps.low, policy.timesteps.high - 1])),
+            template=DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in policy.prompts else policy.prompts[0],
+            threshold=metrics.get("threshold", 0.5),
+            compute_dtype=self.recipe.features.compute_dtype,
+        )
+        with tempfile.TemporaryDirectory(prefix="ldznet-model-") as scratch:
+            folder = Path(scratch)
+            with torch.device("meta"):
+                network = build_network(self.network)
+            network.load_state_dict(state, assign=True)
+            network.save_pretrained(folder)
+            prediction.save(folder)
+            upload_model(folder, url=self.url, facts={"step": step, **metrics})
+
+
+def _lasting_source(source: str) -> str:
+    """The LDM's folder as an absolute path, so that the model finds it from anywhere; a hub id as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source

@@ -1,0 +1,208 @@
+"""Leases: renewed while held, gone afterwards, dead by the store's clock, and never beside a collector's mark."""
+
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from unit.pipeline.cache.made_family import COLUMN, LARGE, OTHER, SMALL
+
+from ldznet.errors import UserError
+from pipeline.cache import heartbeat
+from pipeline.cache.heartbeat import DEAD_AFTER_S, Heartbeat
+from pipeline.cache.lease import (
+    COLLECTING_KEY,
+    LEASE_PREFIX,
+    collecting,
+    family,
+    lease,
+    list_leases,
+    store_time,
+)
+from pipeline.cache.relation import relate
+from pipeline.cache.spec import CacheSpec, FeaturesConfig
+from pipeline.object_store.store import ObjectInfo, ObjectStore
+
+
+@dataclass(frozen=True)
+class Aged:
+    """A store whose clock has gone on, so that what lies there is that old; what is written by us is new."""
+
+    inner: ObjectStore
+    old: dict[str, float]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        info = self.inner.stat(key)
+        return info and replace(info, modified=info.modified - self.old.get(key, 0))
+
+    def list(self, prefix: str = "") -> Any:
+        for info in self.inner.list(prefix):
+            yield replace(info, modified=info.modified - self.old.get(info.key, 0))
+
+
+def test_a_family_is_what_a_request_can_take_over() -> None:
+    assert family(SMALL) == family(LARGE) == family(COLUMN) != family(OTHER)
+    specs = [SMALL, LARGE, OTHER] + [
+        SMALL.model_copy(update={"features": FeaturesConfig.model_validate(changed)})
+        for changed in (
+            {"blocks": (1,)},
+            {"stored_dtype": "fp32"},
+            {"stored_dtype": "int8", "stored_from": "fp16"},
+            {"stored_dtype": "int8", "scale_group": 4},
+            {"seed": 1},
+            {"threads": 2},
+        )
+    ]
+    for wanted in specs:
+        for have in specs:
+            assert relate(wanted, have) is None or family(wanted) == family(have)
+
+
+def test_a_lease_is_there_while_it_is_held(store: ObjectStore) -> None:
+    with lease(store, [SMALL, LARGE, OTHER]) as held:
+        held.ensure()
+        found = list_leases(store, now=store_time(store))
+        assert sorted(one.family for one in found) == sorted({family(SMALL), family(OTHER)})
+        assert all(one.live and one.holder is not None for one in found)
+    assert list(store.list()) == []
+
+
+def test_a_lease_goes_with_a_job_that_fails(store: ObjectStore) -> None:
+    with pytest.raises(ZeroDivisionError), lease(store, [SMALL]):
+        1 / 0  # noqa: B018
+    assert list(store.list()) == []
+
+
+def test_a_lease_is_renewed(store: ObjectStore) -> None:
+    with lease(store, [SMALL], every_s=0.01):
+        first = next(store.list(LEASE_PREFIX))
+        renewed = threading.Event()
+        for _ in range(500):
+            if next(store.list(LEASE_PREFIX)).modified > first.modified:
+                renewed.set()
+                break
+            renewed.wait(0.01)
+        assert renewed.is_set()
+    assert list(store.list()) == []
+
+
+def test_a_lease_not_renewed_is_dead(store: ObjectStore) -> None:
+    with lease(store, [SMALL]):
+        now = store_time(store)
+        assert [one.live for one in list_leases(store, now=now + DEAD_AFTER_S - 2)] == [True]
+        assert [one.live for one in list_leases(store, now=now + DEAD_AFTER_S + 2)] == [False]
+
+
+def test_a_mark_makes_jobs_wait_until_it_is_gone(store: ObjectStore) -> None:
+    got = threading.Event()
+
+    def job() -> None:
+        with lease(store, [SMALL], poll_s=0.01):
+            got.set()
+
+    thread = threading.Thread(target=job)
+    with collecting(store):
+        thread.start()
+        assert not got.wait(0.3)
+        assert [one.live for one in list_leases(store, now=store_time(store))] == [True]
+    thread.join(60)
+    assert got.is_set()
+    assert list(store.list()) == []
+
+
+def test_a_dead_mark_holds_nobody_up(store: ObjectStore) -> None:
+    store.put(COLLECTING_KEY, b"{}")
+    aged = Aged(store, {COLLECTING_KEY: DEAD_AFTER_S + 2})
+    with lease(aged, [SMALL], longest_wait_s=0):  # type: ignore[arg-type]
+        pass
+
+
+def test_waiting_has_an_end(store: ObjectStore) -> None:
+    with (
+        collecting(store),
+        pytest.raises(UserError, match="run again when it is done"),
+        lease(store, [SMALL], longest_wait_s=0.05, poll_s=0.01),
+    ):
+        pass
+    assert list(store.list()) == []
+
+
+def test_one_collector_at_a_time(store: ObjectStore) -> None:
+    with collecting(store) as first:
+        with pytest.raises(UserError, match="another `ldznet cache collect` is at work"), collecting(store):
+            pass
+        first.heartbeat.ensure()
+    assert list(store.list()) == []
+
+
+def test_a_dead_collectors_mark_is_taken_over(store: ObjectStore) -> None:
+    store.put(COLLECTING_KEY, b"{}")
+    aged: Any = Aged(store, {COLLECTING_KEY: DEAD_AFTER_S + 2})
+    with collecting(aged) as mark:
+        mark.heartbeat.ensure()
+    assert list(store.list()) == []
+
+
+def test_a_collector_whose_mark_was_taken_stops(store: ObjectStore) -> None:
+    with collecting(store, every_s=0.01) as mark:
+        store.put(COLLECTING_KEY, b'{"another": "collector"}')
+        for _ in range(500):
+            if not mark.heartbeat.holds:
+                break
+            threading.Event().wait(0.01)
+        with pytest.raises(OSError, match="run it again"):
+            mark.heartbeat.ensure()
+    assert store.get(COLLECTING_KEY) == b'{"another": "collector"}'  # not ours to remove
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_mark_that_was_not_renewed_in_time_never_holds_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(heartbeat, "_clock", clock)
+    renewals = []
+    beat = Heartbeat(lambda: not renewals.append(None), what="the mark", every_s=1e6)
+    beat.start()
+    clock.now += heartbeat.SURE_FOR_S
+    beat.ensure()
+    clock.now += 1  # the machine slept
+    beat._beat()
+    assert len(renewals) == 2
+    with pytest.raises(OSError, match="the mark was not renewed"):
+        beat.ensure()
+    beat.stop()
+
+
+def test_a_store_that_is_away_for_a_while_is_survived(store: ObjectStore) -> None:
+    tries = []
+
+    def renew() -> bool:
+        tries.append(None)
+        if len(tries) == 2:
+            raise OSError("away")
+        return True
+
+    beat = Heartbeat(renew, what="the mark", every_s=0.01)
+    beat.start()
+    for _ in range(500):
+        if len(tries) >= 3:
+            break
+        threading.Event().wait(0.01)
+    beat.stop()
+    beat.ensure()
+    assert not beat.failing
+
+
+def test_two_specs_of_one_family_take_one_lease(store: ObjectStore) -> None:
+    specs: list[CacheSpec] = [SMALL, LARGE, SMALL]
+    with lease(store, specs):
+        assert len(list(store.list(LEASE_PREFIX))) == 1

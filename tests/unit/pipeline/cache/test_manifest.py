@@ -1,0 +1,147 @@
+"""The manifest: written last, the same for the same shards, and never leading out of its cache."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from unit.pipeline.cache.made_cache import SPEC, commit, make_entries, manifest_of, write_cache
+
+from ldznet.errors import UserError
+from pipeline.cache import layout
+from pipeline.cache.index import member_key
+from pipeline.cache.manifest import (
+    Manifest,
+    RequestAnswer,
+    answer_request,
+    find_manifest,
+    read_index,
+    read_left_out,
+    read_manifest,
+)
+from pipeline.cache.receipt import LeftOut
+from pipeline.cache.sealed import seal
+from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(tmp_path / "store")
+
+
+def read(store: ObjectStore, manifest: Manifest) -> Manifest:
+    return read_manifest(store, cache_key=manifest.cache_key, manifest_id=manifest.manifest_id)
+
+
+def rewrite(store: ObjectStore, manifest: Manifest, **changes: object) -> None:
+    body = json.dumps(manifest.model_dump(mode="json") | changes).encode()
+    sealed = b'{"sha256":"%s","document":%s}\n' % (hashlib.sha256(body).hexdigest().encode(), body)
+    store.put(layout.manifest_key(manifest.cache_key, manifest.manifest_id), sealed)
+
+
+def test_equal_receipts_give_equal_objects(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=9, per_shard=3)
+    before = {info.key: info.etag for info in store.list()}
+    assert write_cache(store, tmp_path, samples=9, per_shard=3) == manifest
+    assert {info.key: info.etag for info in store.list()} == before
+    assert read(store, manifest) == manifest
+    assert (manifest.samples, manifest.failed, manifest.filtered) == (9, 0, 0)
+    assert manifest.size == sum(shard.size for shard in manifest.shards)
+
+
+def test_the_index_names_every_sample(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=40, per_shard=9)
+    index = read_index(store, manifest)
+    keys = [member_key(index, row) for row in range(len(index))]
+    assert sorted(keys) == sorted(entry.key for entry in make_entries(40))
+    assert index["shard"].tolist() == sorted(index["shard"].tolist())
+
+
+def test_a_key_that_ends_in_zeros_keeps_them(store: ObjectStore, tmp_path: Path) -> None:
+    import dataclasses
+
+    entry = dataclasses.replace(make_entries(1)[0], key="ab" * 14 + "0000")
+    manifest = manifest_of(store, commit(store, tmp_path, [entry]))
+    assert member_key(read_index(store, manifest), 0) == entry.key
+
+
+def test_left_out_is_counted_by_kind(store: ObjectStore, tmp_path: Path) -> None:
+    left_out = tuple(
+        LeftOut.model_validate({"key": f"{n}", "image": "i", "phrase": "p", "why": why, "reason": "r"})
+        for n, why in enumerate(["failed", "filtered", "failed"])
+    )
+    receipt = commit(store, tmp_path, make_entries(2), left_out)
+    manifest = manifest_of(store, receipt)
+    assert (manifest.samples, manifest.failed, manifest.filtered) == (2, 2, 1)
+    assert list(read_left_out(store, manifest)) == [(0, member) for member in left_out]
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        "/etc/passwd",
+        "../other/shard.tar",
+        f"{SPEC.key}/../other/shard.tar",
+        f"{SPEC.key}/shards/../../x",
+        "pipe:cat /etc/passwd",
+        "other-cache/shards/x.tar",
+        "",
+    ],
+)
+def test_names_outside_the_cache_are_refused(outside: str, store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    shards = manifest.model_dump(mode="json")["shards"]
+    rewrite(store, manifest, shards=[shards[0], shards[1] | {"object_key": outside}])
+    with pytest.raises(UserError, match="which is no part of a cache"):
+        read(store, manifest)
+    rewrite(store, manifest, index={"key": outside, "sha256": "0" * 64})
+    with pytest.raises(UserError, match="which is no part of a cache"):
+        read(store, manifest)
+
+
+def test_what_is_no_manifest_is_refused(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    rewrite(store, manifest, surprise=1)
+    with pytest.raises(UserError, match="not a manifest that this version reads"):
+        read(store, manifest)
+    store.put(layout.manifest_key(manifest.cache_key, manifest.manifest_id), b"{")
+    with pytest.raises(UserError, match="not a manifest that this version reads"):
+        read(store, manifest)
+    store.delete(layout.manifest_key(manifest.cache_key, manifest.manifest_id))
+    with pytest.raises(UserError, match="run `ldznet precompute` with this recipe first"):
+        read(store, manifest)
+
+
+def test_a_request_leads_to_its_manifest(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    assert find_manifest(store, "asked") is None
+    answer_request(store, "asked", manifest, run_id="r")
+    assert find_manifest(store, "asked") == manifest
+    store.delete(layout.manifest_key(manifest.cache_key, manifest.manifest_id))
+    assert find_manifest(store, "asked") is None  # so that precompute writes it again
+    store.put(layout.request_key("asked"), b"not json")
+    with pytest.raises(UserError, match=r"requests/asked\.json is damaged"):
+        find_manifest(store, "asked")
+
+
+@pytest.mark.parametrize("field", ["cache_key", "manifest_id"])
+def test_an_answer_to_a_request_cannot_lead_out_of_the_cache(
+    field: str, store: ObjectStore, tmp_path: Path
+) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    answer = RequestAnswer(cache_key=manifest.cache_key, manifest_id=manifest.manifest_id)
+    store.put(layout.request_key("asked"), seal(answer.model_copy(update={field: "../x"})))
+    with pytest.raises(UserError, match=r"leaves its store"):
+        find_manifest(store, "asked")
+
+
+@pytest.mark.parametrize("place", range(0, 1000, 37))
+def test_one_flipped_bit_anywhere_is_told(place: int, store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    key = layout.manifest_key(manifest.cache_key, manifest.manifest_id)
+    body = bytearray(store.get(key))
+    body[place % len(body)] ^= 1 << place % 7
+    store.put(key, bytes(body))
+    with pytest.raises(UserError, match="not a manifest that this version reads"):
+        read(store, manifest)
