@@ -38,7 +38,7 @@ TINY = MiniatureConfig(
     vae_channels=(4, 4, 8, 8),
     vocabulary_size=600,
 )
-_POLL_S = 0.05
+_POLL_S = 0.2  # a listing takes the store and this process some milliseconds of the two cores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +131,7 @@ def _rate(commits: Sequence[Commit], *, workers: int) -> float:
 
 @contextmanager
 def _watched(store: ObjectStore) -> Iterator[list[Commit]]:
-    """Receipts as they appear in the store, looked for every 50 ms; complete after the `with`."""
+    """Receipts as they appear in the store, looked for every 0.2 s; complete after the `with`."""
     seen: dict[str, float] = {}
     commits: list[Commit] = []
     done = threading.Event()
