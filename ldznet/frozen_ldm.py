@@ -123,6 +123,11 @@ class FrozenLDM:
         """Length of the noise schedule (1000 for Stable Diffusion)."""
         return len(self._alphas_cumprod)
 
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise schedule, fp32: at timestep t a noised `z` keeps `sqrt(alphas_cumprod[t])` of itself."""
+        return self._alphas_cumprod
+
     def block_shapes(
         self, height_px: int, width_px: int, blocks: Sequence[int] = PAPER_BLOCKS
     ) -> dict[int, tuple[int, int, int]]:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ldznet.builtin_models import builtin_folder
 from ldznet.errors import UserError
 
 Part = Literal["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
@@ -33,12 +34,12 @@ _INCIDENTAL_KEYS = ("_name_or_path", "_diffusers_version", "transformers_version
 
 
 def resolve_ldm(folder_or_hub_id: str | Path) -> Path:
-    """The checked folder of a frozen LDM: a local one, or the snapshot of a hub id (`owner/name[@revision]`).
+    """The checked folder of a frozen LDM: local, `builtin:NAME`, or a hub id's (`owner/name[@revision]`) snapshot.
 
     Raises:
         UserError: neither a folder nor a hub id that can be reached, or a part is missing or unsafe.
     """
-    folder = Path(folder_or_hub_id).expanduser()
+    folder = builtin_folder(str(folder_or_hub_id)) or Path(folder_or_hub_id).expanduser()
     if not folder.is_dir():
         patterns = [f"{part}/{kind}" for part in PARTS for kind in ("*.safetensors", "*.json", "*.txt")]
         folder = download_snapshot(str(folder_or_hub_id), patterns=patterns, what="LDM")

@@ -4,7 +4,7 @@ import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,12 +15,23 @@ from yaml import YAMLError
 from ldznet.errors import UserError
 from pipeline.recipe import Recipe
 
+T = TypeVar("T", bound=BaseModel)
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, apply overrides such as `train.steps=100`, and check all of it before any work.
 
     Raises:
         UserError: the file is missing or no YAML, or a key or value is wrong; the nearest valid key is named.
+    """
+    return parse_recipe(read_recipe(path, overrides), source=str(path))
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+    """A recipe file's content with overrides, unchecked.
+
+    Raises:
+        UserError: the file is missing or no YAML, or an override is none.
     """
     if not path.is_file():
         raise UserError(f"there is no recipe {path}: the project's own lie in jobs/recipes/")
@@ -37,18 +48,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {' '.join(str(error).split())}") from error
     assert isinstance(content, dict), "a mapping stays a mapping"
-    return parse_recipe(content, source=str(path))
+    return content
 
 
 def parse_recipe(content: dict[Any, Any], *, source: str) -> Recipe:
     """A recipe from plain containers; `source` names it in errors."""
+    return parse_config(Recipe, content, source=source)
+
+
+def parse_config(model: type[T], content: dict[Any, Any], *, source: str) -> T:
+    """A configuration of any kind from plain containers; `source` names it in errors.
+
+    Raises:
+        UserError: a key or value is wrong; the nearest valid key is named.
+    """
     try:
-        return Recipe.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         errors = error.errors()
         # A misspelt key says more than the missing one it was meant to be.
         worst = min(errors, key=lambda one: one["type"] != "extra_forbidden")
-        raise UserError(f"{source}: {describe_error(worst)}") from error
+        raise UserError(f"{source}: {describe_error(worst, model=model)}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -56,13 +76,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
 
 
-def describe_error(error: ErrorDetails) -> str:
+def describe_error(error: ErrorDetails, *, model: type[BaseModel] = Recipe) -> str:
     """One line for one validation error: where, what, and the nearest valid key where there is one."""
     location = [part for part in error["loc"] if not _is_branch_name(part)]
     where = ".".join(str(part) for part in location)
     match error["type"]:
         case "extra_forbidden":
-            known = sorted(_keys_at(location[:-1]))
+            known = sorted(_keys_at(model, location[:-1]))
             nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             mend = f"did you mean {nearest[0]!r}?" if nearest else f"known keys are {', '.join(known)}"
             return f"unknown key {where!r}: {mend}"
@@ -78,11 +98,10 @@ def describe_error(error: ErrorDetails) -> str:
 
 
 def _is_branch_name(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part.endswith("Config"))
+    return isinstance(part, str) and ("[" in part or part == "int" or part.endswith("Config"))
 
 
-def _keys_at(location: Sequence[int | str]) -> set[str]:
-    model: Any = Recipe
+def _keys_at(model: Any, location: Sequence[int | str]) -> set[str]:
     for part in location:
         model = _step(model, part)
     return set(model.model_fields) if _is_model(model) else set()

@@ -1,0 +1,131 @@
+"""What a pretrained model can do, finished or not: samples of captions, reconstructions, and figures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldznet.frozen_ldm import FrozenLDM
+from ldznet.pretraining.sampling import decode_latents, sample_latents
+from pipeline.pictures import side_by_side, stacked
+from pipeline.pretraining.autoencoder_batches import torch_generator
+from pipeline.pretraining.export import export_ldm
+from pipeline.pretraining.figures import (
+    noise_figures,
+    reconstruct,
+    reconstruction_figures,
+    scene_images,
+    validation_batch,
+)
+from pipeline.pretraining.parts import fresh_objective, read_autoencoder, read_tokenizer
+from pipeline.pretraining.recipe import PretrainRecipe
+from pipeline.scenes.config import Split
+from pipeline.scenes.scene import compose_scene
+
+_SPLITS: tuple[Split, ...] = ("val", "held_out", "foreign")
+_CAPTIONS = 12
+_SEEDS = 4  # pictures a caption
+_SHOWN_PX = 128
+
+
+def show_pretrained(
+    recipe: PretrainRecipe, *, steps: int = 30, guidance: float = 4.0, scenes: int = 128
+) -> Path:
+    """Write `OUTPUT/show/`: `ldm` (fp16), `samples.png`, `reconstructions.png`, `figures.json`.
+
+    Args:
+        recipe: what was, or is being, trained.
+        steps: of the sampler.
+        guidance: of the sampler.
+        scenes: of each split that figures are measured on.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(recipe.output_folder) / "show"
+    step = export_ldm(recipe, folder / "ldm")
+    ldm = FrozenLDM.from_pretrained(folder / "ldm")
+    autoencoder = read_autoencoder(folder / "ldm", device=torch.device("cpu"))
+    captions = validation_captions(recipe)
+    samples_sheet(
+        ldm, autoencoder, captions, side=recipe.latent_side, seed=recipe.seed, steps=steps, guidance=guidance
+    ).save(folder / "samples.png")
+    reconstructions_sheet(autoencoder, recipe).save(folder / "reconstructions.png")
+    facts = {
+        "diffusion_step": step or recipe.diffusion.steps,
+        "sampler": {"name": "DDIM", "steps": steps, "guidance": guidance},
+        "scenes_a_split": scenes,
+        "splits": split_figures(ldm, autoencoder, recipe, scenes=scenes),
+    }
+    (folder / "figures.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def validation_captions(recipe: PretrainRecipe) -> list[str]:
+    """Captions of a dozen validation scenes."""
+    return [compose_scene(recipe.scenes, split="val", index=number).caption for number in range(_CAPTIONS)]
+
+
+def samples_sheet(
+    ldm: FrozenLDM,
+    autoencoder: Any,
+    captions: Sequence[str],
+    *,
+    side: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+) -> Image.Image:
+    """A row a caption, a column a seed."""
+    shape = (len(captions), _SEEDS, ldm.latent_channels, side, side)
+    noise = torch.randn(shape, generator=torch_generator("samples", seed))
+    rows = []
+    for caption, noises in zip(captions, noise, strict=True):
+        latents = sample_latents(ldm, [caption] * _SEEDS, noise=noises, steps=steps, guidance=guidance)
+        pictures = [to_image(image) for image in decode_latents(autoencoder, latents)]
+        rows.append(side_by_side([("", one) for one in pictures], title=caption, height=_SHOWN_PX))
+    return stacked(rows)
+
+
+def reconstructions_sheet(autoencoder: Any, recipe: PretrainRecipe, *, count: int = 8) -> Image.Image:
+    """Scenes of each split above what the first stage gives back of them."""
+    rows = []
+    for split in _shown_splits(recipe):
+        images = scene_images(recipe.scenes, split=split, count=count)
+        for name, shown in ((split, images), ("reconstructed", reconstruct(autoencoder, images))):
+            panels = [("", to_image(image)) for image in shown]
+            rows.append(side_by_side(panels, title=name, height=_SHOWN_PX))
+    return stacked(rows)
+
+
+def split_figures(
+    ldm: FrozenLDM, autoencoder: Any, recipe: PretrainRecipe, *, scenes: int
+) -> dict[str, dict[str, float]]:
+    """Reconstruction, and errors of the noise estimate, of each split."""
+    tokenize = read_tokenizer(ldm.folder)
+    blank = tokenize([""])[0]
+    objective = fresh_objective(recipe, blank=blank).eval()
+    objective.unet, objective.text_encoder = ldm.unet, ldm.text_encoder
+    figures: dict[str, dict[str, float]] = {}
+    for split in _shown_splits(recipe):
+        batch = validation_batch(
+            autoencoder, tokenize, recipe.scenes, split=split, count=scenes, seed=recipe.seed
+        )
+        images = scene_images(recipe.scenes, split=split, count=scenes)
+        figures[split] = reconstruction_figures(autoencoder, images) | noise_figures(objective, batch, blank)
+    return figures
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """`3,H,W` in [-1,1] -> a picture."""
+    values = pixels.add(1).mul(127.5).round().clamp(0, 255).byte()
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())  # 3,H,W -> H,W,3
+
+
+def _shown_splits(recipe: PretrainRecipe) -> list[Split]:
+    absent = () if recipe.scenes.held_out_nouns else ("held_out",)
+    return [split for split in _SPLITS if split not in absent]
