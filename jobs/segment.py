@@ -1,13 +1,13 @@
 """`ldznet segment IMAGE PHRASE…`: mask and overlay of each phrase in a photo."""
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.arguments import file_names, whole_numbers
 from jobs.entry import exit_code_of
 from ldznet.errors import DataFault, UserError
 
@@ -39,11 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--timesteps",
-        type=_numbers,
+        type=whole_numbers,
         metavar="T,T…",
         help="noise levels 0..999 to average over, such as 300,400,500",
     )
-    parser.add_argument("--seeds", type=_numbers, metavar="S,S…", help="seeds to average over, such as 0,1,2")
+    parser.add_argument(
+        "--seeds", type=whole_numbers, metavar="S,S…", help="seeds to average over, such as 0,1,2"
+    )
     parser.add_argument(
         "--probability",
         action="store_true",
@@ -86,7 +88,7 @@ def segment(arguments: argparse.Namespace) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {arguments.out} cannot be made: {error.strerror or error}") from error
-    names = _file_names(arguments.image.stem, arguments.phrases)
+    names = file_names(arguments.image.stem, arguments.phrases)
     for prediction, name in zip(predictions, names, strict=True):
         _save_mask(arguments.out / f"{name}-mask.png", prediction.mask)
         overlay_mask(photo, prediction.mask).save(arguments.out / f"{name}-overlay.png")
@@ -96,26 +98,6 @@ def segment(arguments: argparse.Namespace) -> None:
             f"{prediction.phrase}: {prediction.area:.1%} of the photo, {seconds:.2f} s a phrase "
             f"-> {arguments.out / name}-mask.png, -overlay.png{', .npy' if arguments.probability else ''}"
         )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """`300,400` -> (300, 400)."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers from 0 on, such as 300,400")
-    return tuple(int(part) for part in parts)
-
-
-def _file_names(stem: str, phrases: Sequence[str]) -> list[str]:
-    """One name a phrase, readable, and different also where phrases spell alike."""
-    names: list[str] = []
-    for phrase in phrases:
-        slug = re.sub(r"[^a-z0-9]+", "-", phrase.lower()).strip("-")[:48] or "phrase"
-        name, number = f"{stem}-{slug}", 2
-        while name in names:
-            name, number = f"{stem}-{slug}-{number}", number + 1
-        names.append(name)
-    return names
 
 
 def _save_mask(path: Path, mask: "NDArray[np.bool_]") -> None:

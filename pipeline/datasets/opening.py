@@ -13,6 +13,7 @@ from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.phrasecut import PhraseCutDataset
 from pipeline.datasets.refer import IMAGE_FOLDER, ReferDataset
 from pipeline.datasets.sample import Dataset, Sample
+from pipeline.datasets.shuffled_phrases import ShuffledPhrases
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
@@ -41,6 +42,9 @@ class DataConfig(Config):
     name: str | None = None  # for logs and reports; the format's name where none is given
     splits: dict[str, str] = Field(default_factory=dict)  # our name -> the data set's, e.g. {val: miniv}
     limit: int | None = Field(default=None, gt=0)  # only the first so many samples of each split
+    phrases: Literal["own", "shuffled"] = (
+        "own"  # shuffled: each sample has another one's phrase, as a control
+    )
     refer: ReferConfig | None = None
 
     @model_validator(mode="after")
@@ -110,6 +114,6 @@ def open_dataset(config: DataConfig, *, store: ObjectStore | None = None) -> Dat
                 images=options.images,
                 name=config.name,
             )
-    if not config.splits and config.limit is None:
-        return whole
-    return Selection(whole=whole, names=config.splits, limit=config.limit)
+    if config.splits or config.limit is not None:
+        whole = Selection(whole=whole, names=config.splits, limit=config.limit)
+    return ShuffledPhrases(whole=whole) if config.phrases == "shuffled" else whole

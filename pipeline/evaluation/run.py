@@ -165,7 +165,12 @@ class _Scoring:
         """Score one system on all sets and note its results."""
         digests = {manifest.spec.ldm_digest for manifest in manifests.values()}
         assert len(digests) == 1, "one recipe has one LDM"
-        system = open_system(located, ldm_digest=digests.pop(), device=self._device)
+        system = open_system(
+            located,
+            ldm_source=self._recipe.ldm.source,
+            ldm_digest=digests.pop(),
+            device=self._device,
+        )
         thresholds = self._thresholds_from_val(system)
         if "clipseg" in thresholds:
             evaluation.thresholds[located.name] = thresholds["clipseg"]

@@ -13,8 +13,12 @@ from torch import nn
 
 from ldznet.clipseg import CLIPSeg, clipseg_folder, is_clipseg, model_type
 from ldznet.errors import UserError
+from ldznet.frozen_ldm import FrozenLDM
+from ldznet.ldm_folder import ldm_digest as digest_of_ldm
+from ldznet.ldm_folder import resolve_ldm
 from ldznet.modeling import SegmentationNetwork, network_from_pretrained
 from ldznet.modeling.pretrained import CONFIG_FILE
+from ldznet.noise_map import NoiseMaps
 from ldznet.prediction_config import FILE_NAME as PREDICTION_FILE
 from ldznet.prediction_config import PredictionConfig
 from pipeline.evaluation.mask_folder import MaskFolder, holds_masks
@@ -27,7 +31,8 @@ from pipeline.recipe import SystemConfig
 
 logger = logging.getLogger(__name__)
 
-Family = Literal["network", "clipseg", "masks"]
+Family = Literal["network", "clipseg", "masks", "noise_map"]
+NOISE_MAP = "noise-map"  # the source that names the frozen LDM itself
 _NOT_IN_NAMES = re.compile(r"[^\w. +-]")  # MLflow takes no others in a metric's name
 
 
@@ -80,12 +85,14 @@ def locate_system(config: SystemConfig, *, tracking_uri: str | None) -> LocatedS
         return LocatedSystem(
             config=config, family="network", folder=resolve_model(source, tracking_uri), name=name
         )
+    if source == NOISE_MAP:
+        return LocatedSystem(config=config, family="noise_map", folder=Path(NOISE_MAP), name=name)
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if folder.exists() or source.count("/") != 1 or source.startswith((".", "~")):
             raise UserError(
                 f"evaluate.models: there is no folder {source}: give a model folder, models:/NAME@ALIAS, a CLIPSeg "
-                "folder or hub id, or a folder of masks"
+                f"folder or hub id, a folder of masks, or {NOISE_MAP}"
             )
         return LocatedSystem(config=config, family="clipseg", folder=clipseg_folder(source), name=name)
     if is_clipseg(folder):
@@ -104,8 +111,16 @@ def locate_system(config: SystemConfig, *, tracking_uri: str | None) -> LocatedS
     )
 
 
-def open_system(located: LocatedSystem, *, ldm_digest: str, device: torch.device) -> ScoredSystem:
+def open_system(
+    located: LocatedSystem, *, ldm_source: str, ldm_digest: str, device: torch.device
+) -> ScoredSystem:
     """Load a system.
+
+    Args:
+        located: the system.
+        ldm_source: the recipe's frozen LDM.
+        ldm_digest: of the LDM whose features the cache holds.
+        device: where it runs.
 
     Raises:
         UserError: it cannot be loaded, or is a network trained on another LDM than the cache's.
@@ -117,6 +132,8 @@ def open_system(located: LocatedSystem, *, ldm_digest: str, device: torch.device
             return _ClipSeg(located, device=device)
         case "masks":
             return _Masks(located.folder)
+        case "noise_map":
+            return _NoiseMap(located.config, ldm_source=ldm_source, ldm_digest=ldm_digest, device=device)
 
 
 class _Network:
@@ -208,6 +225,33 @@ class _Masks:
                 for key, facts in zip(batch.keys, batch.facts, strict=True)
             ]
         )
+
+
+class _NoiseMap:
+    """The frozen LDM, untrained: where a phrase changes its noise estimate. Reads latents and prompts of the cache."""
+
+    kind = "noise map"
+    parameters = None
+    binary = False
+
+    def __init__(
+        self, config: SystemConfig, *, ldm_source: str, ldm_digest: str, device: torch.device
+    ) -> None:
+        folder = resolve_ldm(ldm_source)
+        if digest_of_ldm(folder) != ldm_digest:
+            raise UserError(f"{folder} is another LDM than the one whose features the cache holds")
+        self._ldm = FrozenLDM.from_pretrained(folder, device=device, components=("unet", "text_encoder"))
+        self._maps = NoiseMaps(ldm=self._ldm, config=config.noise_map)
+
+    def covers(self, _set_name: str) -> bool:
+        """See `ScoredSystem`."""
+        return True
+
+    def predict(self, batch: Batch, *, set_name: str, originals: OriginalSamples) -> ProbabilityMaps:  # noqa: ARG002
+        """See `ScoredSystem`."""
+        context = self._ldm.encode_prompts([str(facts["prompt"]) for facts in batch.facts])
+        maps = self._maps.maps(batch.latents, context)
+        return PlainMaps(list(maps[:, 0].cpu().numpy()))  # B,1,h,w -> B of h,w
 
 
 def _views(batch: Batch) -> list[Image.Image]:

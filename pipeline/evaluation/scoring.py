@@ -14,8 +14,8 @@ from ldznet.scores import SegmentationScores
 from pipeline.evaluation.original_samples import OriginalSamples
 from pipeline.evaluation.probability_maps import LogitMaps, ProbabilityMaps
 from pipeline.loading.batch import Batch
-from pipeline.loading.loader import CacheLoader
 from pipeline.loading.sample_order import Position
+from pipeline.loading.source import BatchSource
 
 Predict = Callable[[Batch], Tensor]  # batch -> logits B,1,H,W
 PredictMaps = Callable[[Batch], ProbabilityMaps]
@@ -55,7 +55,7 @@ class ScoredSet:
 
 
 def score_set(
-    predict: Predict, *, loader: CacheLoader, examples: int = 0
+    predict: Predict, *, loader: BatchSource, examples: int = 0
 ) -> tuple[SegmentationScores, list[Example]]:
     """Score a network on every sample of a loader's share once; keep the first `examples` as pictures.
 
@@ -70,7 +70,7 @@ def score_set(
 def score_protocols(
     predict: PredictMaps,
     *,
-    loader: CacheLoader,
+    loader: BatchSource,
     protocols: Sequence[Protocol],
     originals: OriginalSamples | None = None,
     examples: int = 0,

@@ -1,0 +1,86 @@
+"""`ldznet noise-map IMAGE PHRASE…`: where a phrase changes the frozen LDM's noise estimate, as a heat map."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.arguments import file_names, whole_numbers
+from jobs.entry import exit_code_of
+from ldznet.errors import DataFault, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments and make the maps."""
+    parser = argparse.ArgumentParser(
+        prog="ldznet noise-map",
+        description="Heat maps of |noise estimate given the phrase - noise estimate given nothing| (paper, figure 1).",
+    )
+    parser.add_argument("image", type=Path, help="a photo: JPEG, PNG, WebP, BMP or TIFF")
+    parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="such as 'the red apple'")
+    parser.add_argument(
+        "--ldm", required=True, help="the frozen LDM: a folder in the diffusers layout, or a hub id"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        help="side in px at which the LDM sees the photo, a multiple of 64 (default: 512)",
+    )
+    parser.add_argument(
+        "--timesteps",
+        type=whole_numbers,
+        default=(300, 400, 500),
+        metavar="T,T…",
+        help="noise levels 0..999 to average over (default: 300,400,500)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=whole_numbers,
+        default=(0, 1, 2, 3),
+        metavar="S,S…",
+        help="draws of the noise to average over (default: 0,1,2,3)",
+    )
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the pictures (default: here)")
+    arguments = parser.parse_args(argv)
+    return exit_code_of(lambda: noise_map(arguments))
+
+
+def noise_map(arguments: argparse.Namespace) -> None:
+    """Write `STEM-PHRASE-noise.png` for each phrase."""
+    import torch
+    from PIL import Image
+
+    from ldznet.frozen_ldm import FrozenLDM
+    from ldznet.images import decode_image, to_tensor
+    from ldznet.noise_map import NoiseMaps
+    from ldznet.noise_map_config import NoiseMapConfig
+    from ldznet.prompts import DEFAULT_TEMPLATE, fill
+    from pipeline.pictures import overlay_heat, side_by_side
+
+    if arguments.size <= 0 or arguments.size % 64:
+        raise UserError(f"--size {arguments.size} is no multiple of 64")
+    try:
+        photo = decode_image(arguments.image.read_bytes())
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror or error}") from error
+    except DataFault as fault:
+        raise UserError(f"{arguments.image}: {fault}") from fault
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ldm = FrozenLDM.from_pretrained(arguments.ldm, device=device)
+    config = NoiseMapConfig(timesteps=arguments.timesteps, seeds=arguments.seeds)
+    view = photo.resize((arguments.size, arguments.size), Image.Resampling.BILINEAR)
+    latents = ldm.encode_images(to_tensor(view).unsqueeze(0))  # 1,4,h,w
+    context = ldm.encode_prompts([fill(DEFAULT_TEMPLATE, phrase.strip()) for phrase in arguments.phrases])
+    maps = NoiseMaps(ldm=ldm, config=config).maps(latents.expand(len(context), -1, -1, -1), context)
+    names = file_names(arguments.image.stem, arguments.phrases)
+    for phrase, values, name in zip(arguments.phrases, maps[:, 0].cpu().numpy(), names, strict=True):
+        picture = side_by_side([(arguments.image.name, photo), (phrase, overlay_heat(photo, values))])
+        path = arguments.out / f"{name}-noise.png"
+        picture.save(path)
+        print(f"{phrase} -> {path}")  # noqa: T201 - the command's result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""How probes are trained and scored."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ldznet.config import Config
+from pipeline.cache.spec import BLOCK_COUNT
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ProbeConfig(Config):
+    """A small decoder for every block and timestep of a cache whose sets have `timesteps.grid`."""
+
+    train_on: str = "train"
+    score_on: str = "val"
+    blocks: tuple[Annotated[int, Field(ge=1, le=BLOCK_COUNT)], ...] = ()  # none: all that are cached
+    steps: Positive = 400
+    batch_size: Positive = 32
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    hidden: Positive = 64  # width of the decoder
+    side: Positive = 32  # of the logits, which are resized to the mask's size
+    bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples of the images, for the intervals
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive = 1  # CPU threads a cell
