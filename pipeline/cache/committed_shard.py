@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ldznet.config import Config
 from pipeline.cache import layout
 from pipeline.cache.index import Index, rows_of
-from pipeline.cache.receipt import Environment, LeftOut, Receipt
+from pipeline.cache.receipt import Environment, LeftOut, OfOneDraw, Receipt
 
 
-class ShardReference(Config):
-    """A shard as a manifest lists it."""
+class ShardReference(OfOneDraw):
+    """A shard as a manifest lists it. All its samples are of one draw."""
 
     shard_id: str
     object_key: str
@@ -47,26 +46,25 @@ class CommittedShard:
             environment=receipt.environment,
         )
         for column in columns:
-            shard = shard.with_column(column)
+            shard = shard.with_column(cls.from_receipts(column))
         return shard
 
-    def with_column(self, column: Receipt) -> "CommittedShard":
+    def with_column(self, column: "CommittedShard") -> "CommittedShard":
         """With further blocks of the same samples.
 
         Raises:
             OSError: the column does not hold the samples of its shard.
         """
-        rows = rows_of(column.samples)
-        if rows["key"].tolist() != self.rows["key"].tolist():
+        if column.rows["key"].tolist() != self.rows["key"].tolist():
             raise OSError(
-                f"{column.object_key} does not hold the samples of {self.reference.object_key}, whose blocks it adds: "
-                "remove its receipt and run again"
+                f"{column.reference.object_key} does not hold the samples of {self.reference.object_key}, "
+                "whose blocks it adds: remove its receipt and run again"
             )
-        columns = (*self.reference.columns, _reference(column))
+        columns = (*self.reference.columns, column.reference)
         return replace(
             self,
             reference=self.reference.model_copy(update={"columns": columns}),
-            column_rows=(*self.column_rows, rows),
+            column_rows=(*self.column_rows, column.rows),
         )
 
 
@@ -77,4 +75,5 @@ def _reference(receipt: Receipt) -> ShardReference:
         sha256=receipt.sha256,
         size=receipt.size,
         samples=len(receipt.samples),
+        draw=receipt.draw,
     )

@@ -12,7 +12,7 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from pipeline.cache.stored_type import (
     quantise,
     scale_count,
 )
-from pipeline.cache.tensor_file import read_tensors
+from pipeline.cache.tensor_file import TensorLayout, read_tensors
 
 EXTENSIONS: Final = frozenset({"json", "mask.png", "image.png", "safetensors"})
 _BLOCK_NAME: Final = re.compile(r"block_([1-9]\d?)(\.scale)?")
@@ -60,6 +60,15 @@ class Entry:
     mask: NDArray[np.bool_]  # H,W
     facts: dict[str, Any] = field(default_factory=dict)  # phrase, prompt, timestep, view, ids
     image: NDArray[np.uint8] | None = None  # H,W,3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EntryRest:
+    """What an entry has beside its tensors."""
+
+    mask: NDArray[np.bool_]  # H,W
+    facts: dict[str, Any]
+    image: NDArray[np.uint8] | None  # H,W,3
 
 
 def encode_entry(entry: Entry, *, stored_dtype: Dtype, scale_group: int = 1) -> dict[str, bytes]:
@@ -156,13 +165,27 @@ def decode_entry(key: str, files: Files, *, blocks: Collection[int] | None = Non
     if latents is None or context is None or latents.ndim != 3 or context.ndim != 2:
         raise ValueError(f"the sample {key} lacks latents of 3 or a context of 2 dimensions")
     features, scales = _features_of(tensors)
-    image = files.get("image.png")
+    rest = decode_rest(files)
     return Entry(
         key=key,
         latents=latents,
         context=context,
         features=features,
         scales=scales,
+        mask=rest.mask,
+        facts=rest.facts,
+        image=rest.image,
+    )
+
+
+def decode_rest(files: Files) -> EntryRest:
+    """What a sample has beside its tensors; its files are known to be there.
+
+    Raises:
+        ValueError: says what is no sample of ours.
+    """
+    image = files.get("image.png")
+    return EntryRest(
         mask=decode_png(files["mask.png"], mode="L") > 0,
         facts=_decode_facts(files["json"]),
         image=None if image is None else decode_png(image, mode="RGB"),
@@ -243,21 +266,52 @@ def split_tar(data: bytes | memoryview, *, key: str) -> dict[str, memoryview]:
         ValueError: says what is not ours.
     """
     view = memoryview(data)
-    files: dict[str, memoryview] = {}
-    position = 0
-    while position < len(view):
+    return {extension: view[start:stop] for extension, start, stop in _members(view, key, beyond=0)}
+
+
+def split_head(head: memoryview, *, key: str, tensors: TensorLayout) -> dict[str, memoryview] | None:
+    """As `split_tar`, of a stretch whose last file is of that layout and whose content lies elsewhere.
+
+    Args:
+        head: the stretch up to that content.
+        key: of the sample.
+        tensors: the layout.
+
+    Returns:
+        The other files, whole; None where the last file is another.
+
+    Raises:
+        ValueError: says what is not ours.
+    """
+    members = list(_members(head, key, beyond=tail_bytes(tensors)))
+    last, start, stop = members[-1] if members else ("", 0, 0)
+    if last != "safetensors" or stop - start != tensors.file_bytes or head[start:] != tensors.header:
+        return None
+    return {extension: head[start:stop] for extension, start, stop in members[:-1]}
+
+
+def tail_bytes(tensors: TensorLayout) -> int:
+    """Bytes of a sample's stretch from its tensors' content on, which come last in it: the tar pads a file."""
+    return tensors.content_bytes + -tensors.file_bytes % _TAR_BLOCK
+
+
+def _members(view: memoryview, key: str, *, beyond: int) -> Iterator[tuple[str, int, int]]:
+    """Extension, start and end of each file of a stretch, of which `beyond` bytes at its end are not in the view."""
+    position, end = 0, len(view) + beyond
+    seen = set()
+    while position < end:
         name, size = _parse_header(view[position : position + _TAR_BLOCK])
         start = position + _TAR_BLOCK
-        if start + size > len(view):
+        if start + size > end:
             raise ValueError(f"the file {name!r} ends after its sample does")
         stem, _, extension = name.partition(".")
-        if stem != key or extension not in EXTENSIONS or extension in files:
+        if stem != key or extension not in EXTENSIONS or extension in seen:
             raise ValueError(f"the file {name!r} has no place in the sample {key}")
-        files[extension] = view[start : start + size]
+        seen.add(extension)
+        yield extension, start, start + size
         position = start + -(-size // _TAR_BLOCK) * _TAR_BLOCK
-    if position != len(view):
+    if position != end:
         raise ValueError(f"the sample {key} ends within a block of the tar")
-    return files
 
 
 def _parse_header(header: memoryview) -> tuple[str, int]:

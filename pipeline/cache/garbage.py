@@ -157,10 +157,7 @@ class _Search:
             spec = read_spec(self._store, cache_key)
             name = family(spec) if spec else None
             if name in holders:
-                holder = holders[name]
-                self._found.leased[cache_key] = (
-                    f"{holder.host}, process {holder.process}" if holder else "another job"
-                )
+                self._found.leased[cache_key] = str(holders[name] or "another job")
             elif name is None:  # whose it is cannot be told
                 self._found.leased[cache_key] = "perhaps one of the jobs at work"
         if self._drop and self._drop.cache_key in self._found.leased:

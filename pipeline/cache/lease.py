@@ -16,10 +16,13 @@ are dead when 15 minutes old by the store's clock. Why neither can slip past the
 This needs what S3 has promised since 2020, and a folder on one machine has: a read or a listing that begins after a
 write was acknowledged shows that write. Folders shared by machines need that too, and clocks that agree to minutes.
 
+A training only reads, and holds leases of the same kind (`reading_lease`) so that `collect --drop` leaves it its cache.
+
 A family is every numeric specification that differs in blocks and stored type alone: those whose shards a request may
 take over (`pipeline.cache.relation`), so a job need not tell beforehand which of them it will name.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -56,11 +59,15 @@ class Holder(Config):
     host: str
     process: int
     token: str
+    reads: bool = False  # a training; else a job that writes
+
+    def __str__(self) -> str:
+        return f"{'training, ' if self.reads else ''}{self.host}, process {self.process}"
 
     @classmethod
-    def this_process(cls) -> "Holder":
+    def this_process(cls, *, reads: bool = False) -> "Holder":
         """This one, under a token of its own."""
-        return cls(host=socket.gethostname(), process=os.getpid(), token=secrets.token_hex(8))
+        return cls(host=socket.gethostname(), process=os.getpid(), token=secrets.token_hex(8), reads=reads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +110,63 @@ def lease(
     Raises:
         UserError: a `collect` went on for longer than that.
     """
-    holder = Holder.this_process()
+    keys, heartbeat = _lease_of(store, specs, Holder.this_process(), every_s=every_s)
+    heartbeat.start()
+    try:
+        _wait_for_collector(store, longest_wait_s=longest_wait_s, poll_s=poll_s)
+        yield heartbeat
+    finally:
+        heartbeat.stop()
+        _release(store, keys, heartbeat)
+
+
+@contextmanager
+def reading_lease(
+    store: ObjectStore,
+    specs: Iterable[CacheSpec],
+    *,
+    every_s: float = RENEW_EVERY_S,
+    longest_wait_s: float = _LONGEST_WAIT_S,
+    poll_s: float = _POLL_S,
+) -> Iterator[None]:
+    """Hold leases on the families of these specifications, for a job that reads what manifests of theirs name.
+
+    Look for the manifests again once it is held: what was found before may have been collected. Where the store takes
+    no writes from us, one warning and no lease: reading needs no more than the right to read.
+
+    Args:
+        store: the cache.
+        specs: those of the manifests.
+        every_s: seconds between renewals.
+        longest_wait_s: how long to wait for a `collect`.
+        poll_s: seconds between looks at it, jittered.
+
+    Raises:
+        UserError: a `collect` went on for longer than that.
+    """
+    keys, heartbeat = _lease_of(store, specs, Holder.this_process(reads=True), every_s=every_s)
+    try:
+        heartbeat.start()
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EROFS:
+            raise
+        logger.warning(
+            "the cache is not guarded against `ldznet cache collect --drop` meanwhile: no lease could be written (%s)",
+            error,
+        )
+        yield
+        return
+    try:
+        _wait_for_collector(store, longest_wait_s=longest_wait_s, poll_s=poll_s)
+        yield
+    finally:
+        heartbeat.stop()
+        _release(store, keys, heartbeat)
+
+
+def _lease_of(
+    store: ObjectStore, specs: Iterable[CacheSpec], holder: Holder, *, every_s: float
+) -> tuple[list[str], Heartbeat]:
     body = holder.model_dump_json().encode()
     keys = [f"{LEASE_PREFIX}{name}/{holder.token}.json" for name in sorted({family(spec) for spec in specs})]
 
@@ -112,14 +175,7 @@ def lease(
             store.put(key, body)
         return True
 
-    heartbeat = Heartbeat(renew, what=f"the lease on {store.url}", every_s=every_s)
-    heartbeat.start()
-    try:
-        _wait_for_collector(store, longest_wait_s=longest_wait_s, poll_s=poll_s)
-        yield heartbeat
-    finally:
-        heartbeat.stop()
-        _release(store, keys, heartbeat)
+    return keys, Heartbeat(renew, what=f"the lease on {store.url}", every_s=every_s)
 
 
 def _release(store: ObjectStore, keys: Iterable[str], heartbeat: Heartbeat) -> None:

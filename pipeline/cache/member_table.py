@@ -2,10 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 import pickle
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +47,7 @@ class MemberTable:
         self.keys = keys[kept]  # N,2 the member key's digits as numbers
         self.images = images[kept]  # N,2 equal for members of one image
         self._places = places[kept]  # N byte offset of the sample's record * 2^8 + draw
+        self.draws = (self._places & 0xFF).astype(np.uint8)  # N
         self._records = records
         self._file = file
 
@@ -94,17 +98,35 @@ class MemberTable:
         """The members of these rows, their records read back."""
         return tuple(self._member(int(row)) for row in rows)
 
+    def pack(self, rows: NDArray[np.int64]) -> "PackedMembers":
+        """The members of these rows for another process: their records as they lie in the file, unread."""
+        self._file.flush()
+        handle, places, sizes = self._file.fileno(), self._places[rows] >> 8, self._sizes[rows]
+        records = [
+            os.pread(handle, size, place) for place, size in zip(places.tolist(), sizes.tolist(), strict=True)
+        ]
+        return PackedMembers(
+            keys=self.keys[rows],
+            draws=self.draws[rows],
+            sizes=sizes,
+            records=b"".join(records),
+            kinds=self._records.kinds,
+        )
+
+    @cached_property
+    def _sizes(self) -> NDArray[np.uint32]:
+        """N bytes from the beginning of a record to that of the next one that is a member's."""
+        offsets = self._places >> 8
+        starts = np.unique(offsets)
+        self._file.seek(0, os.SEEK_END)
+        ends = np.append(starts[1:], np.uint64(self._file.tell()))
+        return (ends - starts)[np.searchsorted(starts, offsets)].astype(np.uint32)
+
     def _member(self, row: int) -> Member:
         place = int(self._places[row])
         self._file.seek(place >> 8)
-        identity, image, *fields = pickle.load(self._file)  # noqa: S301 - this process wrote it, into a file without a name
-        return Member(
-            key=key_text(self.keys[row]),
-            sample_id=identity,
-            image_digest=image,
-            draw=place & 0xFF,
-            sample=self._records.restore(*fields),
-        )
+        record = pickle.load(self._file)  # noqa: S301 - this process wrote it, into a file without a name
+        return _restored(self.keys[row], place & 0xFF, record, self._records.kinds)
 
     def rows_with(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """For each of the keys `M,2` its row, or -1 where it is no member."""
@@ -126,6 +148,30 @@ class MemberTable:
         self.close()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedMembers:
+    """Members on their way to another process of the same run: sent in a tenth of the time of the objects."""
+
+    keys: NDArray[np.uint64]  # N,2
+    draws: NDArray[np.uint8]  # N
+    sizes: NDArray[np.uint32]  # N bytes of each record
+    records: bytes
+    kinds: tuple[type[MaskSource], ...]
+
+    def __len__(self) -> int:
+        """Members."""
+        return len(self.keys)
+
+    def unpack(self) -> Iterator[Member]:
+        """The members, in their order."""
+        ends = np.cumsum(self.sizes, dtype=np.int64)
+        for key, draw, start, end in zip(
+            self.keys, self.draws.tolist(), (ends - self.sizes).tolist(), ends.tolist(), strict=True
+        ):
+            record = pickle.loads(self.records[start:end])  # noqa: S301 - the run's own driver wrote it
+            yield _restored(key, draw, record, self.kinds)
+
+
 class _Records:
     """Samples as plain values and back: pickling a tuple is five times as quick as pickling an object."""
 
@@ -140,12 +186,20 @@ class _Records:
             self._values[kind] = _values_of(kind)
         return (*_SAMPLE_VALUES(sample), self._kinds.index(kind), self._values[kind](sample.mask))
 
-    def restore(self, *fields: Any) -> Sample:
-        *values, number, mask_values = fields
-        kind = self._kinds[number]
-        names = _names(kind)
-        mask = mask_values if not names else kind(**dict(zip(names, mask_values, strict=True)))
-        return Sample(**dict(zip(_SAMPLE_NAMES, values, strict=True)), mask=mask)
+    @property
+    def kinds(self) -> tuple[type[MaskSource], ...]:
+        return tuple(self._kinds)
+
+
+def _restored(
+    key: NDArray[np.uint64], draw: int, record: Sequence[Any], kinds: Sequence[type[MaskSource]]
+) -> Member:
+    identity, image, *values, number, mask_values = record
+    kind = kinds[number]
+    names = _names(kind)
+    mask = mask_values if not names else kind(**dict(zip(names, mask_values, strict=True)))
+    sample = Sample(**dict(zip(_SAMPLE_NAMES, values, strict=True)), mask=mask)
+    return Member(key=key_text(key), sample_id=identity, image_digest=image, draw=draw, sample=sample)
 
 
 def _names(kind: type) -> tuple[str, ...]:

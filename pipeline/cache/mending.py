@@ -115,6 +115,7 @@ def restore_receipt(store: ObjectStore, shard: CommittedShard) -> Receipt:
         samples=_spans(shard.rows),
         left_out=shard.left_out,
         environment=shard.environment,
+        draw=reference.draw,
     )
     key = layout.receipt_key(reference.cache_key, reference.shard_id)
     for _ in range(_TRIES):

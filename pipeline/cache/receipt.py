@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ldznet.config import Config
 from pipeline.cache import layout
@@ -46,7 +48,18 @@ class Environment(Config):
         return ", ".join(f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs)
 
 
-class Receipt(Config):
+class OfOneDraw(Config):
+    """Something that belongs to one draw. Draw 0 goes unwritten: what is older than draws has none and stays valid."""
+
+    draw: int = Field(default=0, ge=0)
+
+    @model_serializer(mode="wrap")
+    def _without_draw_0(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = write(self)
+        return {name: value for name, value in fields.items() if name != "draw" or value}
+
+
+class Receipt(OfOneDraw):
     """What a committed shard holds."""
 
     shard_id: str

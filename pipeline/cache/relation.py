@@ -29,7 +29,7 @@ def relate(wanted: CacheSpec, have: CacheSpec) -> Relation | None:
     A conversion gives the very bytes of a direct computation when the source holds what was computed exactly; one
     that rounds twice is another specification, which names its source (`features.stored_from`).
     """
-    fixed = {"features": _MAY_DIFFER}
+    fixed = {"features": _MAY_DIFFER, "policy": {"draws"}}  # a draw is the same however many there are
     if wanted.content != "samples" or wanted.model_dump(exclude=fixed) != have.model_dump(exclude=fixed):
         return None
     ours, theirs = wanted.features, have.features

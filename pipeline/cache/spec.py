@@ -2,9 +2,15 @@
 
 import hashlib
 import json
-from typing import Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ldznet.config import Config
 from ldznet.prompts import DEFAULT_TEMPLATE, TEMPLATES
@@ -21,11 +27,21 @@ QUANTISED: Final[frozenset[Dtype]] = frozenset({"int8", "fp8"})
 class TimestepConfig(Config):
     """Timesteps are drawn uniformly from `[low, high)` for each sample and draw; `high = low + 1` fixes one.
 
-    The paper trains on [300, 500) and finds that range best (section 5, figure 4).
+    The paper trains on [300, 500) and finds that range best (section 5, figure 4). A `grid` instead looks at one view
+    of each sample, with one prompt, at every timestep of a list: draw `d` is the grid's timestep `d`.
     """
 
     low: int = Field(default=400, ge=0, lt=TIMESTEP_COUNT)
     high: int = Field(default=401, gt=0, le=TIMESTEP_COUNT)
+    grid: tuple[Annotated[int, Field(ge=0, lt=TIMESTEP_COUNT)], ...] | None = Field(
+        default=None, min_length=1, max_length=256
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Caches without a grid keep the keys that they had before there were grids."""
+        content: dict[str, Any] = serialise(self)
+        return content if self.grid is not None else {"low": self.low, "high": self.high}
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -33,6 +49,8 @@ class TimestepConfig(Config):
             raise ValueError(
                 f"high ({self.high}) must lie above low ({self.low}): [low, high) holds no timestep"
             )
+        if self.grid is not None and list(self.grid) != sorted(set(self.grid)):
+            raise ValueError("grid must rise, each timestep once, such as [100, 200, 300]")
         return self
 
 
@@ -43,6 +61,26 @@ class PolicyConfig(Config):
     timesteps: TimestepConfig = TimestepConfig()
     prompts: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     draws: int = Field(default=1, ge=1, le=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _draws_of_a_grid(cls, value: Any) -> Any:
+        timesteps = value.get("timesteps") if isinstance(value, dict) else None
+        grid = timesteps.get("grid") if isinstance(timesteps, dict) else getattr(timesteps, "grid", None)
+        if not isinstance(grid, list | tuple) or not grid:
+            return value
+        if value.get("draws", 1) not in {1, len(grid)}:
+            raise ValueError(f"timesteps.grid makes one draw a timestep, {len(grid)}: leave draws out")
+        return {**value, "draws": len(grid)}
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether draws differ in nothing but timestep and noise, so that they share view, latents and prompt."""
+        return self.timesteps.grid is not None
+
+    def view_draw(self, draw: int) -> int:
+        """The draw that a member's view and prompt are of."""
+        return 0 if self.is_grid else draw
 
     @field_validator("prompts", mode="before")
     @classmethod

@@ -27,13 +27,38 @@ _DTYPES: Final[dict[str, torch.dtype]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _TensorSpan:
+class TensorSpan:
     """Where a tensor lies in the content that follows the header."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     stop: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorLayout:
+    """What a file is but for its content: files of one layout differ in their tensors' values alone."""
+
+    header: bytes  # its length and the JSON
+    spans: tuple[tuple[str, TensorSpan], ...]  # by name, in the order of the content, which they fill
+    content_bytes: int
+
+    @property
+    def file_bytes(self) -> int:
+        """Of the whole file."""
+        return len(self.header) + self.content_bytes
+
+
+def read_layout(data: bytes | memoryview) -> TensorLayout:
+    """The layout of a file.
+
+    Raises:
+        ValueError: says what is wrong with the header.
+    """
+    header, content = _split(memoryview(data))
+    spans = sorted(_parse_header(bytes(header[_LENGTH_BYTES:]), len(content)), key=lambda one: one[1].start)
+    return TensorLayout(header=bytes(header), spans=tuple(spans), content_bytes=len(content))
 
 
 def read_tensors(
@@ -50,22 +75,26 @@ def read_tensors(
     Raises:
         ValueError: says what is wrong with the header.
     """
-    view = memoryview(data)
+    header, content = _split(memoryview(data))
+    return {
+        name: torch.frombuffer(bytearray(content[span.start : span.stop]), dtype=span.dtype).view(span.shape)
+        for name, span in _parse_header(bytes(header[_LENGTH_BYTES:]), len(content))
+        if wanted is None or wanted(name)
+    }
+
+
+def _split(view: memoryview) -> tuple[memoryview, memoryview]:
+    """The header, with its length before it, and the content."""
     if len(view) < _LENGTH_BYTES:
         raise ValueError("safetensors: shorter than its header's length")
     size = int.from_bytes(view[:_LENGTH_BYTES], "little")
     if size > min(_MOST_HEADER_BYTES, len(view) - _LENGTH_BYTES):
         raise ValueError(f"safetensors: a header of {size} bytes in a file of {len(view)}")
-    content = view[_LENGTH_BYTES + size :]
-    return {
-        name: torch.frombuffer(bytearray(content[span.start : span.stop]), dtype=span.dtype).view(span.shape)
-        for name, span in _parse_header(bytes(view[_LENGTH_BYTES : _LENGTH_BYTES + size]), len(content))
-        if wanted is None or wanted(name)
-    }
+    return view[: _LENGTH_BYTES + size], view[_LENGTH_BYTES + size :]
 
 
 @functools.lru_cache(maxsize=64)  # the samples of a cache have one header in common
-def _parse_header(header: bytes, content_bytes: int) -> tuple[tuple[str, _TensorSpan], ...]:
+def _parse_header(header: bytes, content_bytes: int) -> tuple[tuple[str, TensorSpan], ...]:
     """Every tensor's span in the content, in name order, checked against the bytes that are there."""
     try:
         described = json.loads(str(header, "utf-8"), object_pairs_hook=_without_repeats)
@@ -85,7 +114,7 @@ def _parse_header(header: bytes, content_bytes: int) -> tuple[tuple[str, _Tensor
     return tuple(sorted(spans.items()))
 
 
-def _parse_span(name: str, described: Any) -> _TensorSpan:
+def _parse_span(name: str, described: Any) -> TensorSpan:
     if not isinstance(described, dict) or set(described) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"safetensors: {name!r} is not described by dtype, shape and data_offsets")
     dtype = _DTYPES.get(described["dtype"]) if isinstance(described["dtype"], str) else None
@@ -98,7 +127,7 @@ def _parse_span(name: str, described: Any) -> _TensorSpan:
         raise ValueError(f"safetensors: {name!r} has the offsets {described['data_offsets']!r}")
     if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"safetensors: {name!r} has other offsets than its shape and type need")
-    return _TensorSpan(dtype=dtype, shape=shape, start=offsets[0], stop=offsets[1])
+    return TensorSpan(dtype=dtype, shape=shape, start=offsets[0], stop=offsets[1])
 
 
 def _naturals(value: Any) -> tuple[int, ...] | None:

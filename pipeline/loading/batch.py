@@ -29,6 +29,19 @@ class Batch:
     images: Tensor | None = None  # B,3,H,W in [-1,1], where the cache keeps them (RGBNet)
     facts: tuple[dict[str, Any], ...] = ()  # phrase, prompt, timestep, view and ids of each sample
 
+    def pin_memory(self) -> "Batch":
+        """The batch in pinned memory, from which a GPU takes it while it computes. `torch.utils.data` calls it so."""
+        return replace(
+            self,
+            latents=self.latents.pin_memory(),
+            context=self.context.pin_memory(),
+            features={block: values.pin_memory() for block, values in self.features.items()},
+            scales={block: scale.pin_memory() for block, scale in self.scales.items()},
+            masks=self.masks.pin_memory(),
+            weight=self.weight.pin_memory(),
+            images=None if self.images is None else self.images.pin_memory(),
+        )
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Batch":
         """The batch on a device; with a `dtype`, network inputs are of it, and quantised features are whole again.
 

@@ -8,19 +8,21 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from ldznet.errors import UserError
+from pipeline.object_store.buffers import after
 from pipeline.object_store.faults import ObjectTooLargeError
 from pipeline.object_store.key import check_key, check_prefix
 from pipeline.object_store.store import ObjectInfo
 
 LONGEST_PART = 255  # bytes of UTF-8; the limit of most file systems
 
+_MOST_BUFFERS = 1024  # a system call; Linux's limit
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.partial")
 _NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -78,6 +80,17 @@ class FileStore:
         if length > 0:
             raise OSError(errno.EIO, f"{self.url}/{key} ends {length} bytes before the range asked for")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def get_range_into(self, key: str, *, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill writable bytes, in their order, with what lies from `start` on; errors as `get_range`'s."""
+        left = [buffer for buffer in buffers if buffer.nbytes]
+        with self._reading(key), self._opened(key) as file:
+            while left and (read := os.preadv(file.fileno(), left[:_MOST_BUFFERS], start)):
+                start += read
+                left = after(left, read)
+        if left:
+            length = sum(buffer.nbytes for buffer in left)
+            raise OSError(errno.EIO, f"{self.url}/{key} ends {length} bytes before the range asked for")
 
     def put(self, key: str, body: bytes | Path) -> None:
         """Write or replace the object, whole or not at all. A `Path` is copied."""

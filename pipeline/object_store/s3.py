@@ -4,7 +4,7 @@ import base64
 import errno
 import heapq
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,11 +32,13 @@ from pipeline.object_store.s3_errors import (
     users_mistake,
     without_credentials,
 )
+from pipeline.object_store.s3_range_body import ranged_body_into
 from pipeline.object_store.store import ObjectInfo
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
+        GetObjectOutputTypeDef,
         HeadObjectOutputTypeDef,
         ListObjectsV2OutputTypeDef,
         ListObjectsV2RequestTypeDef,
@@ -96,24 +98,42 @@ class S3Store:
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         """`length` bytes from `start`. `KeyError` where there is no object; `OSError` where it is shorter."""
         if length == 0:  # which HTTP cannot ask for
-            if self.stat(key) is None:
-                raise KeyError(key)
+            self._require_object(key)
             return b""
+        body = self._read_range(key, start, length, lambda answer: ranged_body(answer, start=start))
+        if body is None or len(body) != length:
+            raise OSError(errno.EIO, f"{self.url}/{key} ends before byte {start + length}")
+        return body
+
+    def get_range_into(self, key: str, *, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill writable bytes, in their order, with what lies from `start` on; errors as `get_range`'s."""
+        length = sum(buffer.nbytes for buffer in buffers)
+        if length == 0:
+            self._require_object(key)
+            return
+
+        def fill(answer: "GetObjectOutputTypeDef") -> int:
+            return ranged_body_into(answer, start=start, buffers=buffers)
+
+        if self._read_range(key, start, length, fill) != length:
+            raise OSError(errno.EIO, f"{self.url}/{key} ends before byte {start + length}")
+
+    def _read_range(
+        self, key: str, start: int, length: int, take: Callable[["GetObjectOutputTypeDef"], Answer]
+    ) -> Answer | None:
+        """What `take` makes of the answer; None where the object ends before `start`."""
         name, wanted = self._name(key), f"bytes={start}-{start + length - 1}"
 
-        def read(_: int) -> bytes | None:
+        def read(_: int) -> Answer | None:
             try:
                 answer = self._client.get_object(Bucket=self.bucket, Key=name, Range=wanted)
             except ClientError as error:
                 if status(error) == 416:
                     return None
                 raise
-            return ranged_body(answer, start=start)
+            return take(answer)
 
-        body = self._try(key, read)
-        if body is None or len(body) != length:
-            raise OSError(errno.EIO, f"{self.url}/{key} ends before byte {start + length}")
-        return body
+        return self._try(key, read)
 
     def put(self, key: str, body: bytes | Path) -> None:
         """Write or replace the object, whole or not at all. A `Path` is streamed."""
@@ -196,6 +216,10 @@ class S3Store:
             elif status(error) == 404:
                 self._require_bucket()
             raise
+
+    def _require_object(self, key: str) -> None:
+        if self.stat(key) is None:
+            raise KeyError(key)
 
     def _require_bucket(self) -> None:
         """Raise what the server says where it has no such bucket; asked once a process."""

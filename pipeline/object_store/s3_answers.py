@@ -45,9 +45,14 @@ def ranged_body(answer: "GetObjectOutputTypeDef", *, start: int) -> bytes:
     """
     with answer["Body"] as raw:
         del raw
-        if not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
-            raise BrokenAnswerError("the server ignored the range asked for")
+        check_range(answer, start=start)
         return answer["Body"].read()
+
+
+def check_range(answer: Mapping[str, Any], *, start: int) -> None:
+    """Raise where the answer is not of a range that begins there: another, or the whole."""
+    if not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
+        raise BrokenAnswerError("the server ignored the range asked for")
 
 
 def object_info(key: str, answer: Mapping[str, Any], *, size: str) -> ObjectInfo:

@@ -1,6 +1,6 @@
 """What the pipeline asks of an object store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,13 @@ class ObjectStore(Protocol):
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         """`length` bytes from `start`. `KeyError` where there is no object; `OSError` where it is shorter."""
+        ...
+
+    def get_range_into(self, key: str, *, start: int, buffers: Sequence[memoryview]) -> None:
+        """Fill writable bytes, in their order, with what lies from `start` on: no copy is made on the way.
+
+        Errors are those of `get_range`; what the buffers hold then is undefined.
+        """
         ...
 
     def put(self, key: str, body: bytes | Path) -> None:

@@ -162,12 +162,14 @@ class _Reckoning:
 
     def training(self, work: SetWork, cost: SetCost) -> TrainingCost | None:
         """What training reads, and when caching pays."""
-        sizes, objects = zip(*self._shards(work), strict=True)
-        samples = sum(sizes)
+        shards = list(self._shards(work))
+        of_first = [(size, objects) for draw, size, objects in shards if draw == 0]
+        sizes, objects = zip(*of_first, strict=True)
+        samples, stored = sum(sizes), sum(size for _, size, _ in shards)
         if not samples:
             return None
         train, options = self._recipe.train, self._recipe.plan
-        each = (cost.kept_bytes + cost.committed_bytes + cost.bytes) / samples
+        each = (cost.kept_bytes + cost.committed_bytes + cost.bytes) / stored
         rate = options.samples_per_second
         if rate is None and self._measured is not None and self._measured.train_s is not None:
             rate = 1 / self._measured.train_s
@@ -181,7 +183,7 @@ class _Reckoning:
             sample_bytes=each,
             gets=epoch_gets(sizes, objects=objects, recipe=self._recipe),
             bytes=round(each * samples),
-            ranks=train.workers,
+            ranks=train.max_workers,
             samples_per_second=rate,
             bytes_per_second=None if rate is None else rate * each,
             precompute_s=self._worker_seconds(cost),
@@ -190,7 +192,7 @@ class _Reckoning:
 
     def worker_times(self, sets: tuple[SetCost, ...]) -> Iterator[WorkerTime]:
         """How long one worker takes, so many as the recipe has, and other numbers."""
-        for workers in sorted({1, self._recipe.cache.workers, *self._recipe.plan.workers}):
+        for workers in sorted({1, self._recipe.cache.max_workers, *self._recipe.plan.workers}):
             if self._measured is not None:
                 yield worker_time(
                     StageSeconds.total(one.stages for one in sets if one.stages is not None),
@@ -246,7 +248,7 @@ class _Reckoning:
         return worker_time(
             cost.stages,
             shards=cost.shards,
-            workers=cache.workers,
+            workers=cache.max_workers,
             machine=self._measured.machine,
             config=cache,
         ).worker_seconds
@@ -305,12 +307,13 @@ class _Reckoning:
         times = None if self._measured is None else self._measured.of(set_name, spec)
         return None if times is None else times.host
 
-    def _shards(self, work: SetWork) -> Iterator[tuple[int, int]]:
-        """Samples and objects of each shard that the set will have."""
+    def _shards(self, work: SetWork) -> Iterator[tuple[int, int, int]]:
+        """Draw, samples and objects of each shard that the set will have."""
         for kept in work.plan.increment.kept:
-            yield kept.source.reference.samples, 1 + _columns(kept)
+            yield kept.source.reference.draw, kept.source.reference.samples, 1 + _columns(kept)
         for fresh in work.plan.increment.fresh:
-            yield self._kept(work.plan.set_name, fresh.spec, len(fresh.shard.rows)), 1
+            shard = fresh.shard
+            yield shard.draw, self._kept(work.plan.set_name, fresh.spec, len(shard.rows)), 1
 
 
 def _tar_bytes(content: float) -> int:

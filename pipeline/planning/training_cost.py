@@ -32,7 +32,7 @@ class TrainingCost:
     """What an epoch of training reads, and when caching pays."""
 
     set_name: str
-    samples: int  # an epoch: every draw of every sample
+    samples: int  # an epoch: one draw of every sample, counted for the first
     epochs: float
     sample_bytes: float
     gets: int  # ranged, an epoch, of all ranks
@@ -50,7 +50,7 @@ def epoch_gets(
     """Ranged GETs of an epoch over all ranks, by the loader's own order.
 
     Args:
-        shard_samples: samples a shard.
+        shard_samples: samples a shard, of one draw.
         objects: a shard's objects: itself, and its columns of further blocks.
         recipe: whose loader and training read.
         most: samples whose order is made, about.

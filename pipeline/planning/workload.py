@@ -148,13 +148,14 @@ def _count(plan: SetPlan, work: PlannedWork) -> ShardCounts:
 
 def view_name(spec: CacheSpec, member: Member) -> tuple[str, ...]:
     """Equal for members that the view policy lets share a view."""
+    draw = str(spec.policy.view_draw(member.draw))
     match spec.policy.view.policy:
         case "squash":
             return (member.image_digest,)
         case "shared":
-            return member.image_digest, str(member.draw)
+            return member.image_digest, draw
         case "published":
-            return member.sample_id, str(member.draw)
+            return member.sample_id, draw
 
 
 def _prompt(spec: CacheSpec, member: Member) -> str:

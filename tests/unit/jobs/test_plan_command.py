@@ -60,7 +60,7 @@ def test_json_holds_the_same_and_nothing_else(
     told: dict[str, Any] = json.loads(shown(path, "--json", "--no-calibrate", "cache.workers=3"))
     assert [one["members"] for one in told["sets"]] == [144, 9]
     assert told["measured"] is None
-    assert told["training"]["samples"] == 144
+    assert told["training"]["samples"] == 36  # an epoch reads one of four draws
     assert not (tmp_path / "cache").exists()
 
 

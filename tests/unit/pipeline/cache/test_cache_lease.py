@@ -1,14 +1,23 @@
 """Leases: renewed while held, gone afterwards, dead by the store's clock, and never beside a collector's mark."""
 
+import errno
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+from unit.pipeline.cache.made_cache import write_cache
 from unit.pipeline.cache.made_family import COLUMN, LARGE, OTHER, SMALL
 
 from ldznet.errors import UserError
 from pipeline.cache import heartbeat
+from pipeline.cache.collection import collect, preview
+from pipeline.cache.garbage import Drop
 from pipeline.cache.heartbeat import DEAD_AFTER_S, Heartbeat
 from pipeline.cache.lease import (
     COLLECTING_KEY,
@@ -17,8 +26,10 @@ from pipeline.cache.lease import (
     family,
     lease,
     list_leases,
+    reading_lease,
     store_time,
 )
+from pipeline.cache.manifest import answer_request, find_manifest
 from pipeline.cache.relation import relate
 from pipeline.cache.spec import CacheSpec, FeaturesConfig
 from pipeline.object_store.store import ObjectInfo, ObjectStore
@@ -206,3 +217,92 @@ def test_two_specs_of_one_family_take_one_lease(store: ObjectStore) -> None:
     specs: list[CacheSpec] = [SMALL, LARGE, SMALL]
     with lease(store, specs):
         assert len(list(store.list(LEASE_PREFIX))) == 1
+
+
+def test_a_reader_keeps_what_it_reads_from_being_dropped(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=6, per_shard=3)
+    answer_request(store, "ab12", manifest)
+    drop = Drop(cache_key=manifest.cache_key)
+    shown = preview(store, older_than_s=0, drop=drop)
+    assert shown.garbage
+    with reading_lease(store, [manifest.spec]):
+        with pytest.raises(
+            UserError, match=r"at work on .* \(training, .*, process \d+\): wait until it ends"
+        ):
+            preview(store, older_than_s=0, drop=drop)
+        with pytest.raises(UserError, match="wait until it ends"):  # one that began to look before we held it
+            collect(store, shown, older_than_s=0, drop=drop)
+        assert find_manifest(store, "ab12") == manifest
+        assert all(store.stat(shard.object_key) for shard in manifest.shards)
+        assert preview(store, older_than_s=0).leased == {manifest.cache_key: ANY}
+    collect(store, preview(store, older_than_s=0, drop=drop), older_than_s=0, drop=drop)
+    assert list(store.list()) == []
+
+
+def test_a_reader_that_was_killed_holds_for_minutes(store: ObjectStore, tmp_path: Path) -> None:
+    manifest = write_cache(store, tmp_path, samples=2, per_shard=2)
+    (key,) = killed_reader(store, manifest.spec)
+    drop = Drop(cache_key=manifest.cache_key)
+    with pytest.raises(UserError, match="wait until it ends"):
+        preview(store, older_than_s=0, drop=drop)
+    aged: Any = Aged(store, {key: DEAD_AFTER_S + 5})
+    found = preview(aged, older_than_s=0, drop=drop)
+    assert {one.kind for one in found.garbage} >= {"manifest", "shard", "lease"}
+
+
+def test_a_reader_waits_for_a_collector(store: ObjectStore) -> None:
+    store.put(COLLECTING_KEY, b"{}")
+    with (
+        pytest.raises(UserError, match="has been at work"),
+        reading_lease(store, [SMALL], longest_wait_s=0.01, poll_s=0.01),
+    ):
+        pass
+    assert [info.key for info in store.list()] == [COLLECTING_KEY]
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """A store that takes no writes from us."""
+
+    inner: ObjectStore
+    error: Exception
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def put(self, key: str, body: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("no permission for s3://b/leases"), OSError(errno.EROFS, "Read-only file system")]
+)
+def test_reading_needs_no_right_to_write(
+    error: Exception, store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    readable: Any = ReadOnly(store, error)
+    with reading_lease(readable, [SMALL]):
+        pass
+    assert caplog.text.count("is not guarded against `ldznet cache collect --drop`") == 1
+    broken: Any = ReadOnly(store, OSError(errno.EIO, "input/output error"))
+    with pytest.raises(OSError, match="input/output"), reading_lease(broken, [SMALL]):
+        pass
+
+
+KILLED_READER = """
+import os, signal, sys
+from pipeline.cache.lease import list_leases, reading_lease
+from pipeline.cache.spec import CacheSpec
+from pipeline.object_store.opening import open_store
+store, spec = open_store(sys.argv[1]), CacheSpec.model_validate_json(sys.argv[2])
+with reading_lease(store, [spec]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_reader(store: ObjectStore, spec: CacheSpec) -> list[str]:
+    """The leases that a killed training leaves."""
+    command = [sys.executable, "-c", KILLED_READER, store.url, spec.model_dump_json()]
+    done = subprocess.run(command, check=False, cwd=Path(__file__).parents[4])
+    assert done.returncode == -signal.SIGKILL
+    return [info.key for info in store.list(LEASE_PREFIX)]

@@ -19,8 +19,8 @@ from pipeline.cache.manifest import (
     read_left_out,
     read_manifest,
 )
-from pipeline.cache.receipt import LeftOut
-from pipeline.cache.sealed import seal
+from pipeline.cache.receipt import LeftOut, Receipt
+from pipeline.cache.sealed import seal, unseal
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
@@ -48,6 +48,37 @@ def test_equal_receipts_give_equal_objects(store: ObjectStore, tmp_path: Path) -
     assert read(store, manifest) == manifest
     assert (manifest.samples, manifest.failed, manifest.filtered) == (9, 0, 0)
     assert manifest.size == sum(shard.size for shard in manifest.shards)
+
+
+def test_a_cache_of_one_draw_is_that_of_before_there_were_draws(store: ObjectStore, tmp_path: Path) -> None:
+    # Written down before shards knew their draw: names and bytes stay, so old caches are read and not computed anew.
+    manifest = write_cache(store, tmp_path, samples=5, per_shard=3)
+    assert manifest.manifest_id == "86fbd7cb3fd3aef3c580b0bb325d7e04"
+    digests = {
+        info.key.rpartition("/")[2]: hashlib.sha256(store.get(info.key)).hexdigest()[:16]
+        for info in store.list(SPEC.key)
+        if not info.key.endswith(".shards.txt")  # which names the store
+    }
+    assert digests == {
+        "86fbd7cb3fd3aef3c580b0bb325d7e04.index": "9c5e89885d7c0136",
+        "86fbd7cb3fd3aef3c580b0bb325d7e04.json": "f44e67279ac84479",
+        "86fbd7cb3fd3aef3c580b0bb325d7e04.left_out.jsonl": "e3b0c44298fc1c14",
+        "316762e8ca0a0f2d0e7f361a7a58c227.json": "35a726c6411a9870",
+        "3bb1ba1f42dd43650fda35e514324d46.json": "4afd99acc902d720",
+        "316762e8ca0a0f2d0e7f361a7a58c227-1da2262781dd479c.tar": "1da2262781dd479c",
+        "3bb1ba1f42dd43650fda35e514324d46-2bc22c31e1ee9a8d.tar": "2bc22c31e1ee9a8d",
+    }
+    assert {shard.draw for shard in read(store, manifest).shards} == {0}
+
+
+def test_a_shards_draw_comes_back(store: ObjectStore, tmp_path: Path) -> None:
+    receipt = commit(store, tmp_path, make_entries(4))
+    later = receipt.model_copy(update={"draw": 3})
+    manifest = manifest_of(store, later)
+    assert read(store, manifest).shards[0].draw == 3
+    assert manifest.manifest_id != manifest_of(store, receipt).manifest_id
+    assert unseal(Receipt, seal(later)).draw == 3
+    assert b"draw" not in seal(receipt)
 
 
 def test_the_index_names_every_sample(store: ObjectStore, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.pipeline.cache.made_cache import SPEC
 
 from pipeline.cache.member import member_key, sample_id
 from pipeline.cache.member_table import MemberTable, key_numbers, key_text
@@ -90,10 +91,11 @@ def test_plan_covers_each_member_once_in_any_arrival(images: int, phrases: int, 
     assert len(keys) == images * phrases * 2
     shards_of_image = defaultdict(set)
     for plan in plans:
-        assert len(plan.members) <= max(size, phrases * 2)
+        assert len(plan.members) <= max(size, phrases)
         assert [m.key for m in plan.members] == sorted(m.key for m in plan.members)
+        assert {member.draw for member in plan.members} == {plan.draw}
         for member in plan.members:
-            shards_of_image[member.image_digest].add(plan.shard_id)
+            shards_of_image[member.image_digest, member.draw].add(plan.shard_id)
     assert all(len(shards) == 1 for shards in shards_of_image.values())
 
 
@@ -114,3 +116,25 @@ def test_some_rows_alone_are_cut() -> None:
         rows = np.array([0, 3, 4, 9])
         shards = list(plan_shards(table, spec_key="k", samples_per_shard=3, rows=rows))
         assert sorted(np.concatenate([shard.rows for shard in shards]).tolist()) == rows.tolist()
+
+
+def test_a_draws_shards_do_not_depend_on_how_many_draws_there_are() -> None:
+    samples = _samples(9, 2)
+    few, many = _plans(samples, draws=2, size=5), _plans(samples, draws=5, size=5)
+    assert few == [plan for plan in many if plan.draw < 2]
+    assert [plan for plan in few if plan.draw == 0] == _plans(samples, size=5)
+
+
+def test_a_table_knows_each_rows_draw() -> None:
+    with _table(_samples(4, 3), draws=7) as table:
+        assert table.draws.tolist() == [member.draw for member in table.members(range(len(table)))]
+
+
+def test_shards_of_one_draw_are_those_of_before_there_were_draws() -> None:
+    # Written down before a shard held one draw only: caches that are there stay valid.
+    assert [plan.shard_id for plan in _plans(_samples(7, 2), spec_key=SPEC.key, size=5)] == [
+        "3d2da3842c0b0298b7f2d44c064275ee",
+        "35e3760c9cc2b4288ef42c6c7cf297d7",
+        "db1a15ae89dc629ebee34459ebc61153",
+        "55edbfb42c6c88bdc1d5bb05f05831b2",
+    ]

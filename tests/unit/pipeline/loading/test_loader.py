@@ -1,6 +1,6 @@
 """The loader: each sample once for any number of ranks, exact resumption, and no flipped byte let through."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,10 @@ class CountingStore:
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         self.ranges.append((key, start, length))
         return self._store.get_range(key, start=start, length=length)
+
+    def get_range_into(self, key: str, *, start: int, buffers: Sequence[memoryview]) -> None:
+        self.ranges.append((key, start, sum(buffer.nbytes for buffer in buffers)))
+        self._store.get_range_into(key, start=start, buffers=buffers)
 
 
 def loader(made: tuple[ObjectStore, Manifest], **options: object) -> CacheLoader:

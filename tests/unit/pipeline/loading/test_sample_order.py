@@ -1,10 +1,23 @@
 """The order of samples: each once an epoch, equal for any number of ranks, and a good shuffle."""
 
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.loading.sample_order import PADDING, batches_in_epoch, contiguous_runs, epoch_order, rank_share
+from pipeline.loading.sample_order import (
+    PADDING,
+    Position,
+    Remainder,
+    SampleOrder,
+    batches_in_epoch,
+    contiguous_runs,
+    epoch_order,
+    rank_share,
+)
 
 shards = st.lists(st.integers(0, 40), min_size=0, max_size=8).map(lambda sizes: np.array(sizes, np.int64))
 
@@ -59,3 +72,91 @@ def test_positions_are_uncorrelated_with_storage_order() -> None:
     order = epoch_order(np.full(20, 500, np.int64), seed=3, epoch=0, window=8)
     correlation = np.corrcoef(np.arange(len(order)), order)[0, 1]
     assert abs(correlation) < 0.1
+
+
+def test_the_order_of_one_draw_is_that_of_before_there_were_draws() -> None:
+    # Written down then: a checkpoint of that time goes on with the very next sample.
+    sizes = np.array([7, 0, 23, 40, 1, 9])
+    orders = [
+        epoch_order(sizes, seed=seed, epoch=epoch, window=window)
+        for seed in (0, 3)
+        for epoch in (0, 5)
+        for window in (1, 4, 8)
+    ]
+    digest = hashlib.sha256(np.concatenate(orders).astype("<i8").tobytes()).hexdigest()
+    assert digest == "7df8659be892be54e8c842c2d567fba5a2f19887f09bdc5f5fee41e2dd649bef"
+
+
+@dataclass(frozen=True)
+class Shard:
+    samples: int
+    draw: int
+
+
+manifests = st.lists(
+    st.builds(Shard, samples=st.integers(0, 30), draw=st.integers(0, 3)), min_size=1, max_size=9
+)
+remainders: st.SearchStrategy[Remainder] = st.sampled_from(["drop", "pad"])
+
+
+def made(shards: list[Shard], **options: Any) -> SampleOrder:
+    return SampleOrder.of(shards, **{"batch_size": 8, "window": 3} | options)
+
+
+@given(manifests, st.integers(0, 9), st.integers(0, 3))
+def test_an_epoch_reads_each_sample_of_its_draw_once(shards: list[Shard], epoch: int, seed: int) -> None:
+    order = made(shards, seed=seed)
+    draw_of_row = np.repeat([shard.draw for shard in shards], [shard.samples for shard in shards])
+    draw = epoch % (max(shard.draw for shard in shards) + 1)
+    rows = order.rows(epoch)
+    assert np.array_equal(np.sort(rows), np.flatnonzero(draw_of_row == draw))
+    assert len(rows) == order.samples_in(epoch)
+    assert np.array_equal(rows, made(shards, seed=seed).rows(epoch))
+
+
+@given(manifests, st.integers(0, 9), remainders, st.sampled_from([1, 2, 4, 8]))
+def test_every_epoch_and_rank_has_as_many_batches(
+    shards: list[Shard], epoch: int, remainder: Remainder, ranks: int
+) -> None:
+    order = made(shards, remainder=remainder)
+    alone = list(order.shares(Position(epoch=epoch), rank=0, ranks=1))
+    assert len(alone) == len(order)
+    shares = [list(order.shares(Position(epoch=epoch), rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {len(order)}
+    for number, whole in enumerate(alone):
+        assert np.array_equal(np.concatenate([share[number] for share in shares]), whole)
+    rows = np.concatenate(alone) if alone else np.empty(0, np.int64)
+    rows = rows[rows != PADDING]
+    assert len(set(rows.tolist())) == len(rows)
+    if remainder == "drop":
+        assert len(rows) == 8 * len(order)
+    else:
+        fewest = min(order.samples_in(draw) for draw in range(order.draw_count))
+        assert len(rows) >= fewest
+
+
+@given(manifests, st.integers(0, 9), st.integers(0, 40), remainders, st.sampled_from([1, 2, 4]))
+def test_any_position_gives_the_tail_on_any_number_of_ranks(
+    shards: list[Shard], epoch: int, batch: int, remainder: Remainder, ranks: int
+) -> None:
+    order = made(shards, remainder=remainder)
+    whole = list(order.shares(Position(epoch=epoch), rank=0, ranks=1))[batch:]
+    position = Position(epoch=epoch, batch=batch)
+    shares = zip(*(order.shares(position, rank=rank, ranks=ranks) for rank in range(ranks)), strict=True)
+    assert [np.concatenate(parts).tolist() for parts in shares] == [rows.tolist() for rows in whole]
+
+
+@given(manifests, st.integers(0, 9))
+def test_evaluation_takes_draw_0_once_in_the_order_of_storage(shards: list[Shard], epoch: int) -> None:
+    order = made(shards, shuffle=False, remainder="pad")
+    draw_of_row = np.repeat([shard.draw for shard in shards], [shard.samples for shard in shards])
+    batches = list(order.shares(Position(epoch=epoch), rank=0, ranks=1))
+    rows = np.concatenate(batches) if batches else np.empty(0, np.int64)
+    assert rows[rows != PADDING].tolist() == np.flatnonzero(draw_of_row == 0).tolist()
+
+
+def test_draws_come_round_in_their_turn() -> None:
+    order = made([Shard(5, 0), Shard(9, 2), Shard(7, 1), Shard(4, 0)], batch_size=2)
+    assert [order.samples_in(epoch) for epoch in range(6)] == [9, 7, 9, 9, 7, 9]
+    assert len(order) == 3  # of the draw with 7
+    assert not np.array_equal(order.rows(0), order.rows(3))

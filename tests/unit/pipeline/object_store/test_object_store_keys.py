@@ -65,6 +65,7 @@ def test_no_call_of_a_file_store_leaves_its_folder(tmp_path, key):
     calls = [
         lambda: store.get(key),
         lambda: store.get_range(key, start=0, length=1),
+        lambda: store.get_range_into(key, start=0, buffers=[memoryview(bytearray(1))]),
         lambda: store.put(key, b"x"),
         lambda: store.create(key, b"x"),
         lambda: store.replace(key, b"x", etag="e"),

@@ -69,23 +69,24 @@ def load_of(plan: SetPlan, **named: int) -> Workload:
 @pytest.mark.parametrize(
     ("policy", "views", "prompts"),
     [
-        ({"view": "squash", "draws": 2}, 12, 3),  # draws share the one view of a photo
+        ({"view": "squash", "draws": 2}, 12 * 2, 3),  # draws lie in shards of their own
         ({"view": "shared", "draws": 2}, 12 * 2, 3),
         ({"view": "published", "draws": 2}, 36 * 2, 3),
-        ({"view": "squash", "prompts": ["a {}.", "the {}!"], "draws": 8}, 12, 6),
+        ({"view": "squash", "prompts": ["a {}.", "the {}!"], "draws": 8}, 12 * 8, 6),
     ],
 )
 def test_shared_work_is_counted_once_a_shard(
     plans: Callable[..., dict[str, SetPlan]], policy: dict[str, Any], views: int, prompts: int
 ) -> None:
     load = load_of(plans(**one_set(**policy), cache={"url": "nowhere", "shard_mebibytes": 64})["train"])
-    assert (load.shards, load.members, load.photos) == (1, 36 * policy["draws"], 12)
-    assert (load.views(1.0), load.prompts) == (views, prompts)
-    assert load.objects == 12 + load.members  # a mask is an object of its own
+    draws = policy["draws"]
+    assert (load.shards, load.members, load.photos) == (draws, 36 * draws, 12 * draws)
+    assert (load.views(1.0), load.prompts) == (views, prompts * draws)
+    assert load.objects == 12 * draws + load.members  # a mask is an object of its own
     assert load.exact
     passes = load.passes(view_share=0.5, kept_share=1)
-    assert passes.vae == -(-views // 2 // 4)
-    assert (passes.text, passes.unet) == (1, -(-load.members // 8))
+    assert passes.vae == draws * -(-views // draws // 2 // 4)
+    assert (passes.text, passes.unet) == (draws, draws * -(-36 // 8))
 
 
 def test_prompts_are_those_that_the_shard_draws(
