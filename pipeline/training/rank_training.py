@@ -1,4 +1,4 @@
-"""What one rank of a training does: cache and network in, the best model out. Knows nothing of Ray."""
+"""What one rank of a training does: samples and network in, the best model out. Knows nothing of Ray."""
 
 import hashlib
 import logging
@@ -23,15 +23,19 @@ from pipeline.cache.manifest import Manifest, find_manifest
 from pipeline.cache.spec import canonical_json
 from pipeline.evaluation.example_pictures import example_picture
 from pipeline.evaluation.scoring import run_network, score_set
-from pipeline.loading.loader import CacheLoader, SampleReader
-from pipeline.loading.sample_order import Remainder  # noqa: TC001
+from pipeline.loading.opening import open_evaluation_loader, open_training_loader
+from pipeline.loading.source import BatchSource
+from pipeline.models.card import write_card
 from pipeline.models.folder import upload_model
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
+from pipeline.online.features import OnlineFeatures
+from pipeline.online.shard_order import ShardOrder
 from pipeline.recipe import Recipe
+from pipeline.tracking.background import BackgroundTracker
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import ranks
-from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.ema import EMA
 from pipeline.training.engine import Engine, build_engine
 from pipeline.training.loop import TrainOutcome, train
@@ -50,7 +54,7 @@ def training_identity(recipe: Recipe) -> str:
         "train": recipe.train.identity(),
         "length": [recipe.train.steps, recipe.train.epochs],  # the schedule follows from it
         "data": recipe.request_digest(recipe.train_on),
-        "window": recipe.loader.window,
+        **recipe.loader.identity(),
     }
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
 
@@ -58,7 +62,7 @@ def training_identity(recipe: Recipe) -> str:
 def train_on_this_rank(
     recipe: Recipe, *, checkpoints: CheckpointStore, model_url: str, run_id: str | None
 ) -> TrainOutcome:
-    """Train on this rank's share of the cache. Every rank calls it with equal arguments.
+    """Train on this rank's share of the samples. Every rank calls it with equal arguments.
 
     Args:
         recipe: the resolved recipe.
@@ -67,32 +71,41 @@ def train_on_this_rank(
         run_id: the MLflow run to log to, from rank 0.
 
     Raises:
-        UserError: there is no cache for the recipe yet, or the network does not fit the frozen LDM.
+        UserError: there is no cache for the recipe yet and features are not to be computed online, the network does
+            not fit the frozen LDM, or a checkpoint is from other samples than those that would follow.
     """
     ranks.seed_everything(recipe.train.seed)
     store = open_store(recipe.cache.url)
-    manifest = required_manifest(store, recipe, recipe.train_on)
     network = make_network(recipe)
-    engine = build_engine(network, forward=run_network, loss=mask_loss, config=recipe.train)
-    ema = EMA(engine) if recipe.train.ema else None
-    with Tracker(recipe.tracking, folder=Path(recipe.output_folder)) as tracker:
-        if ranks.rank() == 0 and run_id is not None:
-            tracker.start(job="train", run_id=run_id)
-        keeper = ModelKeeper(recipe=recipe, manifest=manifest, network=network.config, url=model_url)
-        validator = None
-        if recipe.validate_on is not None:
-            validator = Validator(recipe=recipe, store=store, tracker=tracker)
-        outcome = train(
-            engine=engine,
-            ema=ema,
-            source=make_loader(recipe, store, manifest, batch_size=recipe.train.batch_size, shuffle=True),
-            config=recipe.train,
-            validate=validator,
-            observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.label}"),
-            checkpoints=checkpoints,
-            keep_model=keeper,
-            identity=training_identity(recipe),
+    with OnlineFeatures(recipe, store=store) as online:
+        source = make_source(recipe, store=store, online=online)
+        engine = build_engine(network, forward=run_network, loss=mask_loss, config=recipe.train)
+        ema = EMA(engine) if recipe.train.ema else None
+        keeper = ModelKeeper(
+            recipe=recipe,
+            manifest=source.manifest,
+            ldm_digest=source.ldm_digest,
+            network=network.config,
+            url=model_url,
         )
+        with BackgroundTracker(recipe.tracking, folder=Path(recipe.output_folder)) as tracker:
+            if ranks.rank() == 0:
+                tracker.start(job="train", run_id=run_id)
+            validator = None
+            if recipe.validate_on is not None:
+                loader = make_validation_source(recipe, recipe.validate_on, store=store, online=online)
+                validator = Validator(loader, tracker=tracker)
+            outcome = train(
+                engine=engine,
+                ema=ema,
+                source=source.batches,
+                config=recipe.train,
+                validate=validator,
+                observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.label}"),
+                checkpoints=checkpoints,
+                keep_model=keeper,
+                identity=f"{training_identity(recipe)}-{source.order_digest}",
+            )
     engine.close()
     return outcome
 
@@ -112,6 +125,46 @@ def required_manifest(store: ObjectStore, recipe: Recipe, set_name: str) -> Mani
     return manifest
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingSource:
+    """Where a training's batches come from. Both kinds give the same samples in the same order."""
+
+    batches: BatchSource
+    order_digest: str  # of the samples and their order, outside which a checkpoint's position means nothing
+    manifest: Manifest | None  # None: there is no cache
+    ldm_digest: str
+
+
+def make_source(recipe: Recipe, *, store: ObjectStore, online: OnlineFeatures) -> TrainingSource:
+    """This rank's batches of the set that trains: read from the cache, or computed from the photos."""
+    if recipe.train.features == "online":
+        batches, order_digest = online.training_source()
+        return TrainingSource(
+            batches=batches,
+            order_digest=order_digest,
+            manifest=find_manifest(store, recipe.request_digest(recipe.train_on)),
+            ldm_digest=online.ldm_digest,
+        )
+    manifest = required_manifest(store, recipe, recipe.train_on)
+    return TrainingSource(
+        batches=make_loader(recipe, store, manifest, batch_size=recipe.train.batch_size, shuffle=True),
+        order_digest=ShardOrder.of_manifest(store, manifest).digest,
+        manifest=manifest,
+        ldm_digest=manifest.spec.ldm_digest,
+    )
+
+
+def make_validation_source(
+    recipe: Recipe, set_name: str, *, store: ObjectStore, online: OnlineFeatures
+) -> BatchSource:
+    """This rank's share of a set, each sample once: from its cache where there is one; else computed, if allowed."""
+    batch_size = ranks.world_size() * recipe.evaluate.batch_size
+    if recipe.train.features == "online" and find_manifest(store, recipe.request_digest(set_name)) is None:
+        return online.validation_source(set_name, batch_size=batch_size)
+    manifest = required_manifest(store, recipe, set_name)
+    return make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=False)
+
+
 def make_network(recipe: Recipe) -> SegmentationNetwork:
     """The recipe's network, started from the frozen LDM's weights unless told otherwise."""
     folder = resolve_ldm(recipe.ldm.source)
@@ -126,38 +179,39 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
 
 def make_loader(
     recipe: Recipe, store: ObjectStore, manifest: Manifest, *, batch_size: int, shuffle: bool
-) -> CacheLoader:
-    """This rank's loader of a set: shuffled and dropping the rest for training, else each sample once."""
-    remainder: Remainder = "drop" if shuffle else "pad"
-    return CacheLoader(
-        reader=SampleReader(store=store, manifest=manifest),
+) -> BatchSource:
+    """This rank's loader of a set: shuffled, as the recipe's `loader` says, for training; else each sample once."""
+    if shuffle:
+        return open_training_loader(
+            recipe.loader,
+            store=store,
+            manifest=manifest,
+            batch_size=batch_size,
+            rank=ranks.rank(),
+            ranks=ranks.world_size(),
+            seed=recipe.train.seed,
+        )
+    return open_evaluation_loader(
+        recipe.loader,
+        store=store,
+        manifest=manifest,
         batch_size=batch_size,
         rank=ranks.rank(),
         ranks=ranks.world_size(),
-        seed=recipe.train.seed,
-        window=recipe.loader.window,
-        shuffle=shuffle,
-        remainder=remainder,
-        concurrency=recipe.loader.concurrency,
-        batches_ahead=recipe.loader.batches_ahead,
     )
 
 
 class Validator:
     """Scores the validation set: sharded over ranks, each sample once, merged; pictures from rank 0."""
 
-    def __init__(self, *, recipe: Recipe, store: ObjectStore, tracker: Tracker) -> None:
-        assert recipe.validate_on is not None, "there is a set to validate on"
-        manifest = required_manifest(store, recipe, recipe.validate_on)
-        batch_size = recipe.train.workers * recipe.evaluate.batch_size
-        self._loader = make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=False)
+    def __init__(self, source: BatchSource, *, tracker: Tracker) -> None:
+        self._source = source
         self._tracker = tracker
-        self._count = 0
 
     def __call__(self, engine: Engine) -> Mapping[str, float]:
         """The figures, equal on every rank."""
         examples = VALIDATION_EXAMPLES if ranks.rank() == 0 else 0
-        own, pictures = score_set(engine.predict, loader=self._loader, examples=examples)
+        own, pictures = score_set(engine.predict, loader=self._source, examples=examples)
         merged = SegmentationScores()
         for state in ranks.collect(own.state()):
             merged.merge(SegmentationScores.from_state(state))
@@ -165,8 +219,7 @@ class Validator:
         assert scores.miou.best.threshold is not None, "the best threshold is known"
         if pictures:
             picture = example_picture(pictures, threshold=scores.miou.best.threshold)
-            self._tracker.log_pictures("validation", picture, step=self._count)
-            self._count += 1
+            self._tracker.log_pictures("validation", picture, step=engine.step)
         return {
             "miou": scores.miou.best.value,
             "threshold": scores.miou.best.threshold,
@@ -180,7 +233,8 @@ class ModelKeeper:
     """Keeps the best model so far as a `save_pretrained` folder on the store."""
 
     recipe: Recipe
-    manifest: Manifest
+    manifest: Manifest | None
+    ldm_digest: str
     network: NetworkConfig
     url: str
 
@@ -190,7 +244,7 @@ class ModelKeeper:
         policy = self.recipe.set_named(validated or self.recipe.train_on)
         prediction = PredictionConfig(
             ldm_source=_lasting_source(self.recipe.ldm.source),
-            ldm_digest=self.manifest.spec.ldm_digest,
+            ldm_digest=self.ldm_digest,
             size=policy.view.size,
             timestep=int(np.mean([policy.timesteps.low, policy.timesteps.high - 1])),
             template=DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in policy.prompts else policy.prompts[0],
@@ -204,6 +258,15 @@ class ModelKeeper:
             network.load_state_dict(state, assign=True)
             network.save_pretrained(folder)
             prediction.save(folder)
+            write_card(
+                folder,
+                recipe=self.recipe,
+                manifest=self.manifest,
+                ldm_digest=self.ldm_digest,
+                step=step,
+                metrics=metrics,
+                parameters=sum(weights.numel() for weights in network.parameters()),
+            )
             upload_model(folder, url=self.url, facts={"step": step, **metrics})
 
 
