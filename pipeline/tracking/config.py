@@ -10,6 +10,7 @@ from ldznet.errors import UserError
 from pipeline.tracking.client import sqlite_path, sqlite_uri
 from pipeline.tracking.redaction import redacted_text
 
+SUBMISSION = "LDZNET_SUBMISSION"  # set for a job that `ldznet submit` sent: its id on the cluster
 _STORES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 
 

@@ -25,15 +25,25 @@ class MetricSpool:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @classmethod
+    def of_run(cls, folder: Path, run_id: str | None = None) -> "MetricSpool":
+        """The run's own file in a folder that several runs may share; `metrics-spool.jsonl` while it has no id."""
+        return cls(folder / (f"metrics-spool-{run_id}.jsonl" if run_id else "metrics-spool.jsonl"))
+
     def __len__(self) -> int:
         return len(self.read())
 
     def read(self) -> list[MetricPoint]:
-        """All points, in the order in which they were logged. A line cut short by a crash is left out."""
+        """All points, in the order in which they were logged. Lines that a crash cut short are left out."""
         if not self.path.is_file():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [MetricPoint(**json.loads(line)) for line in lines if line.endswith("\n")]
+        points = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                points.append(MetricPoint(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+        return points
 
     def append(self, points: Iterable[MetricPoint]) -> None:
         """Keep points."""
@@ -45,8 +55,15 @@ class MetricSpool:
         """Forget all points: they were delivered."""
         self.path.unlink(missing_ok=True)
 
+    def hand_over(self, other: "MetricSpool") -> "MetricSpool":
+        """Move all points to another spool, which is given back."""
+        if self.path.is_file():
+            other.append(self.read())
+            self.clear()
+        return other
+
     def set_aside(self) -> None:
-        """Keep what an earlier run left under another name: it is not the next run's."""
+        """Keep what an earlier run without an id left under another name: it is not the next run's."""
         if self.path.is_file():
             kept = self.path.with_name(f"{self.path.stem}-{int(self.path.stat().st_mtime)}{self.path.suffix}")
             self.path.replace(kept)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import tempfile
 import time
@@ -15,10 +16,10 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.tracking.client import open_client, tracking_failures
-from pipeline.tracking.config import TrackingConfig, artifact_location, store_uri
+from pipeline.tracking.config import SUBMISSION, TrackingConfig, artifact_location, store_uri
 from pipeline.tracking.params import leaves
 from pipeline.tracking.params import log_params as log_params_of
-from pipeline.tracking.redaction import redacted, redacted_file, redacted_text
+from pipeline.tracking.redaction import REDACTED, redacted, redacted_file, redacted_text
 from pipeline.tracking.spool import MetricPoint, MetricSpool
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ T = TypeVar("T")
 _RETRY_SECONDS = 60.0
 _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page takes us for prompts
 # MLflow's own limits
 _POINTS_A_REQUEST = 1000
 _DIGEST_CHARACTERS = 36
@@ -44,8 +46,9 @@ class Tracker:
     """One MLflow run, written through `MlflowClient` (the fluent functions are bound to a thread).
 
     MLflow away, failing or not installed: one warning, everything goes on, metrics are kept in
-    `metrics-spool.jsonl` in the run folder and delivered when it is back (looked for once a minute, and at
-    `finish`) or when the same run is started again. Pictures and artifacts of that time stay where they lie.
+    `metrics-spool-RUN.jsonl` in the run folder (`metrics-spool.jsonl` while the run has no id) and delivered when it
+    is back (looked for once a minute, and at `finish`) or when the same run is started again. Pictures and artifacts
+    of that time stay where they lie.
 
     Secrets are taken out of whatever is logged (see `pipeline.tracking.redaction`).
 
@@ -57,7 +60,8 @@ class Tracker:
     def __init__(self, config: TrackingConfig, *, folder: Path) -> None:
         self._config = config
         self._uri = store_uri(config, folder)
-        self._spool = MetricSpool(folder / "metrics-spool.jsonl")
+        self._folder = folder
+        self._spool = MetricSpool.of_run(folder)
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._wanted_run: str | None = None
@@ -104,6 +108,14 @@ class Tracker:
             return redacted_text(self._uri)
         return f"mlflow ui --backend-store-uri {redacted_text(self._uri)}"
 
+    @property
+    def run_url(self) -> str | None:
+        """The run's page; None where there is no run, or no server that shows it."""
+        if self._run_id is None or not self._uri.startswith("http"):
+            return None
+        place = redacted_text(self._uri).replace(f"{REDACTED}@", "").rstrip("/")
+        return f"{place}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
+
     def start(
         self,
         *,
@@ -137,11 +149,17 @@ class Tracker:
         self._tags |= {f"source_run.{name}": source for name, source in (sources or {}).items() if source}
         if parent_run_id:
             self._tags["mlflow.parentRunId"] = parent_run_id
+        if submission := os.environ.get(SUBMISSION):
+            self._tags["ray.submission_id"] = submission
         self._wanted_run = run_id
         self._open = True
         if run_id is None:
             self._spool.set_aside()
+        else:
+            self._spool = MetricSpool.of_run(self._folder, run_id)
         self._attempt("starting the run", lambda *_: None)
+        if recipe is not None and self.run_url:  # by the driver, not by each rank
+            log.info("MLflow run: %s", self.run_url)
         return self._run_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -288,6 +306,7 @@ class Tracker:
             run_id = client.create_run(self._experiment_id, tags=self._tags, run_name=name).info.run_id
             # From here on the run exists: a failure below must not make another one.
             self._wanted_run = run_id
+            self._spool = self._spool.hand_over(MetricSpool.of_run(self._folder, run_id))
         log_params_of(client, run_id, self._params)
         if self._recipe is not None:
             client.log_text(run_id, self._recipe, "recipe.yaml")
@@ -304,7 +323,9 @@ class Tracker:
         if found is None:
             try:
                 return client.create_experiment(
-                    name, artifact_location=artifact_location(self._config, self._uri)
+                    name,
+                    artifact_location=artifact_location(self._config, self._uri),
+                    tags=_EXPERIMENT_TAGS,
                 )
             except MlflowException:
                 found = client.get_experiment_by_name(name)  # another job was first
@@ -325,22 +346,31 @@ class Tracker:
     def _deliver(self, client: "MlflowClient", run_id: str, points: list[MetricPoint]) -> int:
         from mlflow.entities import Metric
 
-        fresh = [point for point in points if self._is_new(client, run_id, point)]
+        fresh, last_steps = self._new_ones(client, run_id, points)
         for start in range(0, len(fresh), _POINTS_A_REQUEST):
             part = fresh[start : start + _POINTS_A_REQUEST]
             client.log_batch(
                 run_id,
                 metrics=[Metric(point.key, point.value, point.timestamp, point.step) for point in part],
             )
+        self._last_steps = last_steps
         return len(fresh)
 
-    def _is_new(self, client: "MlflowClient", run_id: str, point: MetricPoint) -> bool:
+    def _new_ones(
+        self, client: "MlflowClient", run_id: str, points: list[MetricPoint]
+    ) -> tuple[list[MetricPoint], dict[str, int] | None]:
+        """Without the steps that a run taken up again has already, or has among these; and each metric's last step."""
         if self._last_steps is None:
-            return True
-        if point.key not in self._last_steps:
-            history = client.get_metric_history(run_id, point.key)
-            self._last_steps[point.key] = max((metric.step for metric in history), default=-1)
-        return point.step > self._last_steps[point.key]
+            return points, None
+        fresh, last = [], dict(self._last_steps)
+        for point in points:
+            if point.key not in last:
+                history = client.get_metric_history(run_id, point.key)
+                last[point.key] = max((metric.step for metric in history), default=-1)
+            if point.step > last[point.key]:
+                last[point.key] = point.step
+                fresh.append(point)
+        return fresh, last
 
 
 def _opened(picture: "Image | Path | bytes") -> "Image":

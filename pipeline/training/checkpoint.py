@@ -10,23 +10,21 @@ A checkpoint counts only if the receipts of all its ranks are there, belong to o
 number of ranks, at any ZeRO stage, under either engine.
 """
 
-import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from uuid import uuid4
 
 import xxhash
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from ldznet.config import Config
 from ldznet.errors import UserError
 from pipeline.training import ranks
-from pipeline.training.ema import EMA
-from pipeline.training.engine import Engine
+from pipeline.training.ema import EMA, EMA_FILE
+from pipeline.training.engine import ENGINE_FILE, Engine
 from pipeline.training.named_tensors import rank_folder
-from pipeline.training.rng import load_rng, save_rng
+from pipeline.training.rng import RNG_FILE, load_rng, rng_state
 
 FORMAT = 1
 PROGRESS = "progress.json"
@@ -68,42 +66,58 @@ class Progress(Config):
     metrics: dict[str, float] = Field(default={})  # of the last validation
 
 
-class CheckpointStore(Protocol):
-    """Where checkpoint folders go. Both methods are collective."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """This rank's part of a checkpoint, in host memory: training may go on while it is written."""
 
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float]) -> str:
-        """Keep what this rank wrote in `folder`; when it returns on all ranks, the checkpoint is to be found.
+    save: str
+    world: int
+    rank: int
+    identity: str
+    progress: Progress
+    tensors: dict[str, dict[str, Tensor]]  # by file
+    rng: bytes
 
-        Returns where it is, for the log.
-        """
-        ...
+    @property
+    def name(self) -> str:
+        """The checkpoint's, equal on every rank and never used again."""
+        return f"step-{self.progress.step:08d}-{self.save[:8]}"
 
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest checkpoint as a local folder with every rank's files, or None."""
-        ...
+    def write(self, folder: Path) -> None:
+        """Write the part into a local folder, its receipt last."""
+        from safetensors.torch import save_file
+
+        own = rank_folder(folder, self.rank)
+        own.mkdir(parents=True)
+        for file, tensors in self.tensors.items():
+            save_file(tensors, own / file)
+        (own / RNG_FILE).write_bytes(self.rng)
+        (own / PROGRESS).write_text(self.progress.model_dump_json())
+        receipt = RankReceipt(
+            save=self.save,
+            world=self.world,
+            rank=self.rank,
+            step=self.progress.step,
+            identity=self.identity,
+            files={path.name: _record(path) for path in sorted(own.iterdir())},
+        )
+        receipt_path(folder, self.rank).write_text(receipt.model_dump_json())
 
 
-def write_checkpoint(
-    folder: Path, *, engine: Engine, ema: EMA | None, progress: Progress, identity: str
-) -> None:
-    """Write this rank's part into an empty local folder, its receipt last. Collective."""
-    save = ranks.agree(uuid4().hex)
-    own = rank_folder(folder, ranks.rank())
-    own.mkdir(parents=True)
-    engine.save(folder)
+def take_snapshot(*, engine: Engine, ema: EMA | None, progress: Progress, identity: str) -> Snapshot:
+    """Copy this rank's part of the training's state to the host. Collective."""
+    tensors = {ENGINE_FILE: engine.snapshot()}
     if ema is not None:
-        ema.save(folder)
-    save_rng(own)
-    (own / PROGRESS).write_text(progress.model_dump_json())
-    receipt = RankReceipt(
-        save=save,
+        tensors[EMA_FILE] = ema.snapshot()
+    return Snapshot(
+        save=ranks.agree(uuid4().hex),
         world=ranks.world_size(),
         rank=ranks.rank(),
-        step=progress.step,
         identity=identity,
-        files={path.name: _record(path) for path in sorted(own.iterdir())},
+        progress=progress,
+        tensors=tensors,
+        rng=rng_state(),
     )
-    _receipt_path(folder, ranks.rank()).write_text(receipt.model_dump_json())
 
 
 def read_checkpoint(folder: Path, *, engine: Engine, ema: EMA | None, identity: str) -> Progress:
@@ -141,12 +155,13 @@ def check_checkpoint(folder: Path) -> RankReceipt:
     return first
 
 
-def _receipt_path(folder: Path, number: int) -> Path:
+def receipt_path(folder: Path, number: int) -> Path:
+    """Where the receipt of rank `number` lies in a checkpoint folder."""
     return rank_folder(folder, number).with_suffix(".json")
 
 
 def _read_receipt(folder: Path, number: int) -> RankReceipt:
-    path = _receipt_path(folder, number)
+    path = receipt_path(folder, number)
     try:
         receipt = RankReceipt.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -164,36 +179,3 @@ def _record(path: Path) -> FileRecord:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return FileRecord(size=path.stat().st_size, xxh3=digest.hexdigest())
-
-
-class FolderCheckpoints:
-    """Checkpoints in a folder that all ranks see, without Ray: `step-NNNNNNNN`, moved into place when whole."""
-
-    def __init__(self, root: Path, *, keep: int) -> None:
-        self._root = root
-        self._keep = keep
-
-    def save(self, folder: Path, *, step: int, metrics: Mapping[str, float]) -> str:  # noqa: ARG002 - Ray's store asks
-        """Copy this rank's part; rank 0 then moves the whole into place and removes the oldest."""
-        final = self._root / f"step-{step:08d}"
-        arriving = final.with_suffix(".partial")
-        if ranks.rank() == 0:
-            shutil.rmtree(arriving, ignore_errors=True)
-        ranks.wait_for_all()
-        shutil.copytree(folder, arriving, dirs_exist_ok=True)
-        ranks.wait_for_all()
-        if ranks.rank() == 0:
-            shutil.rmtree(final, ignore_errors=True)
-            arriving.rename(final)
-            for old in self._steps()[: -self._keep]:
-                shutil.rmtree(old)
-        ranks.wait_for_all()
-        return str(final)
-
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest checkpoint, where it lies."""
-        steps = self._steps()
-        return nullcontext(steps[-1] if steps else None)
-
-    def _steps(self) -> list[Path]:
-        return sorted(path for path in self._root.glob("step-*") if path.suffix != ".partial")

@@ -1,5 +1,6 @@
 """Plain torch DistributedDataParallel: the yardstick for DeepSpeed, and enough for networks that fit one device."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -13,8 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
-from pipeline.training.engine import Accumulation, Forward, Loss, StepReport, adamw, forward_pass
-from pipeline.training.named_tensors import open_named, optimiser_step, save_named
+from pipeline.training.divergence import NonFiniteGradientError
+from pipeline.training.engine import (
+    ENGINE_FILE,
+    Accumulation,
+    Forward,
+    Loss,
+    StepReport,
+    adamw,
+    all_keys,
+    forward_pass,
+)
+from pipeline.training.named_tensors import open_named, optimiser_step, own_turn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -28,7 +39,9 @@ class DDPEngine:
         self._ddp = DistributedDataParallel(self._pass)
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._optimiser = adamw(list(self._trained.values()), config)
-        self._accumulation = Accumulation(module=self._ddp, loss=loss, micro_batch=config.micro_batch_size)
+        self._accumulation = Accumulation(
+            module=self._ddp, loss=loss, micro_batch=config.micro_batch_size, limit=config.stop_above_loss
+        )
         self._step = 0
 
     @property
@@ -51,6 +64,8 @@ class DDPEngine:
         for group in self._optimiser.param_groups:
             group["lr"] = lr
         norm = clip_gradients(self._trained.values(), self._config)
+        if not math.isfinite(norm):
+            raise NonFiniteGradientError(step=self._step + 1, keys=all_keys(batch), weights_changed=False)
         self._optimiser.step()
         self._step += 1
         return StepReport(loss=loss, lr=lr, grad_norm=norm)
@@ -85,9 +100,9 @@ class DDPEngine:
     def release(self) -> None:
         """Nothing is gathered here."""
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights and moments."""
-        save_named(folder, "engine.safetensors", self._wholes())
+    def snapshot(self) -> dict[str, Tensor]:
+        """This rank's turn of weights and moments."""
+        return own_turn(self._wholes())
 
     def _wholes(self) -> Iterator[tuple[str, Any]]:
         yield from ((f"weights/{name}", whole) for name, whole in self.whole_state())
@@ -100,7 +115,7 @@ class DDPEngine:
 
     def load(self, folder: Path) -> None:
         """Read weights and moments that any engine wrote."""
-        with open_named(folder, "engine.safetensors") as wholes, torch.no_grad():
+        with open_named(folder, ENGINE_FILE) as wholes, torch.no_grad():
             for name, tensor in self.network.state_dict(keep_vars=True).items():
                 tensor.copy_(wholes[f"weights/{name}"])
             self._step = int(wholes["step"])

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0-3: optimiser state, gradients and parameters spread over the ranks, stage by stage."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,8 +18,18 @@ from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
 from pipeline.training.ddp_engine import MOMENTS, clip_gradients
-from pipeline.training.engine import Accumulation, Forward, Loss, StepReport, adamw, forward_pass
-from pipeline.training.named_tensors import NamedTensors, open_named, optimiser_step, save_named
+from pipeline.training.divergence import NonFiniteGradientError
+from pipeline.training.engine import (
+    ENGINE_FILE,
+    Accumulation,
+    Forward,
+    Loss,
+    StepReport,
+    adamw,
+    all_keys,
+    forward_pass,
+)
+from pipeline.training.named_tensors import NamedTensors, open_named, optimiser_step, own_turn
 
 _LARGEST_BUCKET = 200_000_000  # elements reduced at once: 0.8 GB in fp32
 
@@ -58,6 +69,9 @@ def deepspeed_config(config: TrainConfig, *, elements: int, largest: int) -> dic
         "reduce_bucket_size": max(largest, min(elements, _LARGEST_BUCKET)),
         "allgather_bucket_size": max(largest, min(elements, _LARGEST_BUCKET)),
         "stage3_param_persistence_threshold": 0,  # every parameter is in parts between steps: the EMA counts on it
+        # How far DeepSpeed looks ahead whether a gathered parameter is soon needed again, after every module. By
+        # default as far as there are modules, and a UNet has hundreds: that took most of a step.
+        "stage3_max_reuse_distance": largest,
     }
     if config.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
@@ -90,7 +104,9 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self._optimiser = self._engine.optimizer
-        self._accumulation = Accumulation(module=self._engine, loss=loss, micro_batch=config.micro_batch_size)
+        self._accumulation = Accumulation(
+            module=self._engine, loss=loss, micro_batch=config.micro_batch_size, limit=config.stop_above_loss
+        )
         self._step = 0
 
     @property
@@ -115,10 +131,21 @@ class DeepSpeedEngine:
         )
         for group in self._optimiser.param_groups:
             group["lr"] = lr
-        norm = clip_gradients(self._trained.values(), self._config) if self._config.stage == 0 else None
-        self._engine.step()
+        norm = self._optimiser_step(batch)
         self._step += 1
-        return StepReport(loss=loss, lr=lr, grad_norm=norm or float(self._engine.get_global_grad_norm()))
+        return StepReport(loss=loss, lr=lr, grad_norm=norm)
+
+    def _optimiser_step(self, batch: Batch) -> float:
+        """Clip and step; the gradient's norm. At ZeRO 1-3 DeepSpeed does both, and skips where it is not finite."""
+        zero = self._config.stage > 0
+        norm = 0.0 if zero else clip_gradients(self._trained.values(), self._config)
+        if math.isfinite(norm):
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm()) if zero else norm
+        if not math.isfinite(norm):
+            changed = zero and not self._optimiser.overflow
+            raise NonFiniteGradientError(step=self._step + 1, keys=all_keys(batch), weights_changed=changed)
+        return norm
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
@@ -149,10 +176,10 @@ class DeepSpeedEngine:
         if self._config.stage == 3:
             self._optimiser.empty_partition_cache()
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights and moments."""
+    def snapshot(self) -> dict[str, Tensor]:
+        """This rank's turn of weights and moments."""
         self.release()
-        save_named(folder, "engine.safetensors", self._wholes())
+        return own_turn(self._wholes())
 
     def _wholes(self) -> Iterator[tuple[str, Any]]:
         yield from ((f"weights/{name}", whole) for name, whole in self.whole_state())
@@ -174,7 +201,7 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         """Read weights and moments that any engine wrote."""
         self.release()
-        with open_named(folder, "engine.safetensors") as wholes, torch.no_grad():
+        with open_named(folder, ENGINE_FILE) as wholes, torch.no_grad():
             for name, tensor in self.network.state_dict(keep_vars=True).items():
                 own = _own(tensor)
                 own.copy_(_part(tensor, wholes[f"weights/{name}"].to(own.device)))

@@ -11,8 +11,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.training import ranks
 from pipeline.training.engine import Engine
-from pipeline.training.named_tensors import open_named, save_named
+from pipeline.training.named_tensors import open_named, own_turn
 
+EMA_FILE = "ema.safetensors"
 LARGEST_DECAY = 0.9999
 
 
@@ -67,17 +68,17 @@ class EMA:
                 wholes[name] = whole.to("cpu", copy=True)
         return wholes
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of the whole averages. Collective."""
+    def snapshot(self) -> dict[str, Tensor]:
+        """This rank's turn of the whole averages. Collective."""
         named = [
             (name, partial(self._engine.gather, name, average)) for name, average in self._average.items()
         ]
-        save_named(folder, "ema.safetensors", [*named, ("updates", lambda: torch.tensor([self.updates]))])
+        return own_turn([*named, ("updates", lambda: torch.tensor([self.updates]))])
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Read what any number of ranks wrote."""
-        with open_named(folder, "ema.safetensors") as wholes:
+        with open_named(folder, EMA_FILE) as wholes:
             for name, average in self._average.items():
                 average.copy_(self._engine.part(name, wholes[name]))
             self.updates = int(wholes["updates"])

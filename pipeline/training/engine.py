@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.loading.batch import Batch
 from pipeline.training import ranks
 from pipeline.training.config import TrainConfig
+from pipeline.training.divergence import ExplodingLossError, NonFiniteLossError
 
 Forward = Callable[[nn.Module, Batch], Tensor]  # network, batch -> logits B,1,H,W
 Loss = Callable[
@@ -20,21 +21,7 @@ Loss = Callable[
 ]  # logits, masks B,1,H,W, weight B -> mean over weighted samples
 
 
-class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite; the weights are still those from before the step."""
-
-    def __init__(self, *, step: int, keys: tuple[str, ...]) -> None:
-        super().__init__(f"the loss of step {step} is not finite; samples: {', '.join(keys) or 'unknown'}")
-        self.step = step
-        self.keys = keys
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild across processes."""
-        return (_non_finite, (self.step, self.keys))
-
-
-def _non_finite(step: int, keys: tuple[str, ...]) -> NonFiniteLossError:
-    return NonFiniteLossError(step=step, keys=keys)
+ENGINE_FILE = "engine.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +49,7 @@ class Engine(Protocol):
     def train_step(self, batch: Batch, *, lr: float) -> StepReport:
         """One optimiser step on this rank's share of the global batch.
 
-        Raises `NonFiniteLossError` on every rank, before the weights change.
+        Raises a `DivergenceError` on every rank; it tells whether the weights have changed.
         """
         ...
 
@@ -90,12 +77,12 @@ class Engine(Protocol):
         """Drop copies gathered from parts; call before and after `local_parameters` are written to."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's share of weights and optimiser state."""
+    def snapshot(self) -> dict[str, Tensor]:
+        """This rank's turn of whole weights and optimiser state, copied to the host: what `load` reads."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Read what any number of ranks, at any ZeRO stage, wrote by `save`; `folder` holds all their shares."""
+        """Read the snapshots of any number of ranks, at any ZeRO stage, from `rank-*/engine.safetensors`."""
         ...
 
     def close(self) -> None:
@@ -159,6 +146,7 @@ class Accumulation:
     module: Callable[[Batch], Tensor]
     loss: Loss
     micro_batch: int
+    limit: float | None = None  # a loss above it stops the training
 
     def run(
         self,
@@ -197,14 +185,28 @@ class Accumulation:
                 between()
         total = float(ranks.add_over_ranks(torch.stack(losses).sum()))
         if not math.isfinite(total):
-            raise NonFiniteLossError(step=step, keys=_offending(micros, losses))
+            raise NonFiniteLossError(step=step, keys=self._offending(batch))
+        if self.limit is not None and total > self.limit:
+            keys = self._offending(batch, limit=self.limit)
+            raise ExplodingLossError(step=step, keys=keys, loss=total, limit=self.limit)
         return total
 
+    @torch.no_grad()
+    def _offending(self, batch: Batch, *, limit: float = math.inf) -> tuple[str, ...]:
+        """The samples of all ranks whose own loss is not finite or above the limit; all samples where none is."""
+        own: list[str] = []
+        for single in split_batch(batch, 1):
+            sample = single.to(ranks.rank_device(), torch.float32)
+            loss = float(self.loss(self.module(sample), sample.masks, torch.ones_like(sample.weight)))
+            if bool(single.weight) and not loss <= limit:  # NaN is not
+                own.extend(single.keys)
+        found = tuple(key for keys in ranks.collect(own) for key in keys)
+        return found or all_keys(batch)
 
-def _offending(micros: list[Batch], losses: list[Tensor]) -> tuple[str, ...]:
-    own = [
-        key for micro, loss in zip(micros, losses, strict=True) if not loss.isfinite() for key in micro.keys
-    ]
+
+def all_keys(batch: Batch) -> tuple[str, ...]:
+    """The samples of the global batch, rank by rank, padding left out."""
+    own = [key for key, weight in zip(batch.keys, batch.weight.tolist(), strict=True) if weight]
     return tuple(key for keys in ranks.collect(own) for key in keys)
 
 

@@ -2,22 +2,24 @@
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ldznet.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.sample_order import Position
-from pipeline.training import ranks
-from pipeline.training.checkpoint import CheckpointStore, Progress, read_checkpoint, write_checkpoint
+from pipeline.training import preemption, ranks
+from pipeline.training.checkpoint import Progress, read_checkpoint, take_snapshot
+from pipeline.training.checkpoint_store import CheckpointStore
+from pipeline.training.checkpoint_upload import CheckpointUpload, Stored
 from pipeline.training.config import TrainConfig
+from pipeline.training.divergence import DivergenceError, ExplodingLossError
 from pipeline.training.ema import EMA, model_state
 from pipeline.training.engine import Engine, StepReport
 from pipeline.training.schedule import learning_rate
@@ -63,7 +65,7 @@ class Observer(Protocol):
         ...
 
     def on_checkpoint(self, location: str, *, step: int, seconds: float) -> None:
-        """After a checkpoint is in its store."""
+        """After a checkpoint of step `step` became visible in its store; training waited `seconds` for it."""
         ...
 
 
@@ -120,6 +122,7 @@ class TrainLoop:
     ) -> None:
         self._engine, self._ema, self._source, self._config = engine, ema, source, config
         self._validate, self._checkpoints, self._keep_model = validate, checkpoints, keep_model
+        self._upload = None if checkpoints is None else CheckpointUpload(checkpoints)
         self._observer = observer if ranks.rank() == 0 else None
         self._identity = f"{config.identity()}-{identity}"
         self._total = config.total_steps(len(source))
@@ -127,6 +130,8 @@ class TrainLoop:
         self._progress = Progress()
         self._meter = _Meter()
         self._saved: int | None = None  # step of the last checkpoint
+        self._newest: str | None = None  # where the last visible one is
+        self._stalled = 0.0  # seconds that training waited for the checkpoint on its way
 
     def run(self) -> TrainOutcome:
         """Train to the end, from the latest checkpoint if there is one."""
@@ -135,11 +140,16 @@ class TrainLoop:
             self._observer.on_start(step=self._progress.step, total=self._total)
         with closing(self._batches()) as batches:  # the loader's threads end with it
             while self._progress.step < self._total and not self._progress.stopped:
-                self._take_step(batches)
+                try:
+                    self._take_step(batches)
+                except DivergenceError as error:
+                    self._stop(error)
+                    raise
                 if self._due(self._config.validate_every):
                     self._validation()
                 if self._due(self._config.checkpoint_every):
                     self._checkpoint()
+                self._attend()
         return self._finish()
 
     def _resume(self) -> None:
@@ -151,6 +161,7 @@ class TrainLoop:
             self._progress = read_checkpoint(
                 folder, engine=self._engine, ema=self._ema, identity=self._identity
             )
+            self._newest = self._checkpoints.location(folder.name)
         self._position = Position(**self._progress.position)
         self._saved = self._progress.step
         logger.info("resumed after step %d", self._progress.step)
@@ -229,28 +240,72 @@ class TrainLoop:
         ranks.wait_for_all()
 
     def _checkpoint(self) -> None:
-        if self._checkpoints is None:
+        """Copy the state to the host and send it on its way, once the checkpoint before is in its store."""
+        if self._upload is None:
             return
         began = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
-            folder = Path(scratch) / "checkpoint"
-            write_checkpoint(
-                folder, engine=self._engine, ema=self._ema, progress=self._progress, identity=self._identity
-            )
-            figures = {"step": float(self._progress.step), **self._progress.metrics}
-            location = self._checkpoints.save(folder, step=self._progress.step, metrics=figures)
-        self._saved = self._progress.step
+        self._report(self._upload.settle())
+        snapshot = take_snapshot(
+            engine=self._engine, ema=self._ema, progress=self._progress, identity=self._identity
+        )
+        self._upload.start(snapshot)
+        self._saved, self._stalled = self._progress.step, time.perf_counter() - began
+
+    def _attend(self) -> None:
+        """After a step: what ranks have to tell each other of checkpoints and notices to leave."""
+        upload = self._upload
+        told = (upload.busy, upload.failed) if upload else (False, False)
+        noticed, busy, failed = ranks.count(preemption.noticed(), *told)
+        if upload:
+            self._report(upload.advance(busy=busy, failed=failed))
+        if noticed:
+            self._checkpoint_now()
+            raise preemption.Preempted(self._progress.step, self._newest)
+
+    def _checkpoint_now(self) -> None:
+        """A checkpoint of this step, waited for."""
+        if self._upload is None:
+            return
+        if self._saved != self._progress.step:
+            self._checkpoint()
+        began = time.perf_counter()
+        stored = self._upload.settle()
+        self._stalled += time.perf_counter() - began
+        self._report(stored)
+
+    def _report(self, stored: Stored | None) -> None:
+        if stored is None:
+            return
+        self._newest = stored.location
         if self._observer:
-            seconds = time.perf_counter() - began
-            self._observer.on_checkpoint(location, step=self._progress.step, seconds=seconds)
+            self._observer.on_checkpoint(stored.location, step=stored.step, seconds=self._stalled)
+
+    def _stop(self, error: DivergenceError) -> None:
+        """Keep the state from before the step where its weights are good, and tell which checkpoint is from before."""
+        good = not error.weights_changed and not isinstance(error, ExplodingLossError) and self._finite()
+        if good:
+            self._checkpoint_now()
+        elif self._upload is not None:
+            self._report(self._upload.settle())
+        if self._newest is None:
+            error.checkpoint = "no checkpoint is kept: set train.checkpoint_every"
+        elif good:
+            error.checkpoint = f"the state before it is in {self._newest}"
+        else:
+            error.checkpoint = f"the last checkpoint from before it is {self._newest}"
+
+    def _finite(self) -> bool:
+        """Whether all weights of all ranks are."""
+        own = self._engine.local_parameters().values()
+        (broken,) = ranks.count(not all(bool(torch.isfinite(part).all()) for part in own))
+        return not broken
 
     def _finish(self) -> TrainOutcome:
         if self._validate is None:
             self._keep({})
         elif self._progress.validated != self._progress.step:
             self._validation()
-        if self._saved != self._progress.step:
-            self._checkpoint()
+        self._checkpoint_now()
         ranks.wait_for_all()
         progress = self._progress
         return TrainOutcome(
@@ -296,7 +351,8 @@ def train(
         identity: A digest of what else must be equal for a checkpoint to be gone on from: data, network.
 
     Raises:
-        NonFiniteLossError: The loss became NaN or infinite; the last checkpoint is from before.
+        DivergenceError: Loss or gradients are not finite, or the loss is above its limit; tells samples and checkpoint.
+        Preempted: Left on a notice (see `preemption`), with a checkpoint; call again to go on.
         UserError: A checkpoint of another configuration, a metric that is not measured, no full batch.
     """
     loop = TrainLoop(
@@ -310,4 +366,5 @@ def train(
         keep_model=keep_model,
         identity=identity,
     )
-    return loop.run()
+    with preemption.listening():
+        return loop.run()

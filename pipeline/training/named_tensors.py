@@ -1,4 +1,4 @@
-"""Whole tensors by name, written by all ranks together and read by any number of them: safetensors, no pickle."""
+"""Whole tensors by name, kept by all ranks together and read by any number of them: safetensors, no pickle."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,21 +16,17 @@ def rank_folder(folder: Path, number: int) -> Path:
     return folder / f"rank-{number:05d}"
 
 
-def save_named(folder: Path, file: str, tensors: Iterable[tuple[str, Callable[[], Tensor]]]) -> None:
-    """Write this rank's turn of the tensors: the i-th is written by rank `i mod ranks`.
+def own_turn(tensors: Iterable[tuple[str, Callable[[], Tensor]]]) -> dict[str, Tensor]:
+    """This rank's turn of the whole tensors, copied to the host: the i-th is the turn of rank `i mod ranks`.
 
     Every rank calls every tensor's function, in the same order, since that may gather it from all of them.
     """
-    from safetensors.torch import save_file
-
     own: dict[str, Tensor] = {}
     for index, (name, whole) in enumerate(tensors):
         tensor = whole()
         if index % ranks.world_size() == ranks.rank():
             own[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    target = rank_folder(folder, ranks.rank()) / file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(own, target)
+    return own
 
 
 class NamedTensors:
@@ -48,7 +44,7 @@ class NamedTensors:
 
 @contextmanager
 def open_named(folder: Path, file: str) -> Iterator[NamedTensors]:
-    """Open what `save_named` wrote under `folder`, by however many ranks."""
+    """Open what ranks, however many, wrote of their turns: `rank-*/FILE` under `folder`."""
     from safetensors import safe_open
 
     with ExitStack() as stack:

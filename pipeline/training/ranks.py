@@ -77,6 +77,14 @@ def add_figures(figures: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, add_over_ranks(values).tolist(), strict=True))
 
 
+def count(*signs: bool) -> list[int]:
+    """Of each sign the number of ranks that show it, equal on every rank."""
+    if world_size() == 1:
+        return [int(sign) for sign in signs]
+    shown = torch.tensor([float(sign) for sign in signs], device=rank_device())
+    return [round(number) for number in add_over_ranks(shown).tolist()]
+
+
 def agree(value: T) -> T:
     """Rank 0's value, on every rank."""
     if world_size() == 1:

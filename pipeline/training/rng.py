@@ -9,26 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FILE = "rng.safetensors"
+RNG_FILE = "rng.safetensors"
 
 
-def save_rng(folder: Path) -> None:
-    """Write the states of Python's, NumPy's and torch's generators (CPU and this rank's GPU)."""
-    from safetensors.torch import save_file
+def rng_state() -> bytes:
+    """The states of Python's, NumPy's and torch's generators (CPU and this rank's GPU), as the file holds them."""
+    from safetensors.torch import save
 
     states: dict[str, Tensor] = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    save_file(
-        states, folder / FILE, metadata={"python": json.dumps(random.getstate()), "numpy": _numpy_state()}
-    )
+    return save(states, metadata={"python": json.dumps(random.getstate()), "numpy": _numpy_state()})
 
 
 def load_rng(folder: Path) -> None:
-    """Set every generator to what `save_rng` wrote."""
+    """Set every generator to what `rng_state` gave, from its file."""
     from safetensors import safe_open
 
-    with safe_open(folder / FILE, "pt") as states:
+    with safe_open(folder / RNG_FILE, "pt") as states:
         metadata = states.metadata()
         torch.set_rng_state(states.get_tensor("torch"))
         if torch.cuda.is_available() and "cuda" in states.keys():  # noqa: SIM118 - no mapping

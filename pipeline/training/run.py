@@ -6,8 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from ldznet.config import Config
 from ldznet.errors import UserError
-from pipeline.cache.manifest import Manifest, find_answer, read_manifest
+from pipeline.cache.lease import reading_lease
+from pipeline.cache.manifest import Manifest, find_answer, find_manifest, read_manifest
+from pipeline.models.folder import PROVENANCE, SEAL, download_model
 from pipeline.models.registered import register_model
 from pipeline.object_store.opening import open_store
 from pipeline.recipe import Recipe
@@ -15,7 +20,8 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.rank_training import required_manifest, training_identity
 
 RUN_RECORD = "run.json"
-PROVENANCE = "provenance.json"
+FINISHED_RECORD = "finished.json"
+BEST = "best"
 
 
 def model_run_id(folder: Path) -> str | None:
@@ -29,34 +35,49 @@ def source_runs(folders: Sequence[Path]) -> dict[str, str | None]:
     return {f"train.{folder.name}": model_run_id(folder) for folder in folders}
 
 
+class FinishedTraining(Config):
+    """What a training left."""
+
+    facts: dict[str, float]  # `step` of the kept weights, and the figures of the validation that chose them
+    run_id: str | None  # in MLflow
+    version: str | None  # in the model registry
+    patience: int | None  # that it was stopped by, or would have been
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The training's run in MLflow."""
 
     tracker: Tracker
     registered_name: str
-    alias: str = "best"
 
     @property
     def run_id(self) -> str | None:
         """The run's id; None where tracking is off or away."""
         return self.tracker.run_id
 
-    def register(self, folder: Path) -> str | None:
+    def register(self, folder: Path, *, alias: str | None = BEST) -> str | None:
         """Note the run in the model folder, log the folder with the run and register it. Returns the version."""
         (folder / PROVENANCE).write_text(json.dumps({"run_id": self.run_id}) + "\n", encoding="utf-8")
-        return register_model(self.tracker, folder, name=self.registered_name, alias=self.alias)
+        return register_model(self.tracker, folder, name=self.registered_name, alias=alias)
 
 
 class TrainingRun:
-    """Names and places of one training. Equal recipes have the same ones, so a restart finds what it left."""
+    """Names and places of one training. Equal recipes have the same ones, so a restart finds what it left.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Args:
+        recipe: of the training.
+        label: names the model's folder in the output folder; the network's unless told.
+    """
+
+    def __init__(self, recipe: Recipe, *, label: str | None = None) -> None:
         self._recipe = recipe
         self.name = f"{recipe.name}-{recipe.network.label}-{training_identity(recipe)}"
         self.storage = recipe.storage_url
         self.model_url = f"{self.storage}/{self.name}/model"
+        self.checkpoints_url = f"{self.storage}/{self.name}/checkpoints"
         self.registered_name = f"{recipe.name}-{recipe.network.label}"
+        self.folder = Path(recipe.output_folder) / "models" / (label or recipe.network.label)
 
     def check(self) -> None:
         """Look for the user's mistakes before anything starts.
@@ -64,18 +85,65 @@ class TrainingRun:
         Raises:
             UserError: a set that the training needs was not precomputed.
         """
-        store = open_store(self._recipe.cache.url)
-        for name in (self._recipe.train_on, self._recipe.validate_on):
-            if name is not None and not required_manifest(store, self._recipe, name).samples:
+        for name, manifest in self._manifests().items():
+            if not manifest.samples:
                 raise UserError(f"the set {name!r} holds no samples: all of them were left out")
 
     @contextmanager
-    def recorded(self) -> Iterator[RunRecord]:
-        """The run in MLflow: a new one, or after a restart the one that this training had before."""
+    def cache_held(self) -> Iterator[None]:
+        """Keep `ldznet cache collect --drop` from removing what this training reads; `check` once more under it."""
+        store = open_store(self._recipe.cache.url)
+        with reading_lease(store, [manifest.spec for manifest in self._manifests().values()]):
+            self.check()
+            yield
+
+    def finished(self) -> FinishedTraining | None:
+        """What the training left, where it came to its end and nothing asks it to go on."""
+        store = open_store(f"{self.storage}/{self.name}")
+        if store.stat(FINISHED_RECORD) is None or store.stat(f"model/{SEAL}") is None:
+            return None
+        try:
+            record = FinishedTraining.model_validate_json(store.get(FINISHED_RECORD))
+        except ValidationError:  # of another version: its last checkpoint tells
+            return None
+        return record if record.patience == self._recipe.train.patience else None
+
+    def fetch_model(self) -> dict[str, float]:
+        """The best model into the output folder. Returns the figures that it was chosen by, and its `step`.
+
+        Raises:
+            UserError: the training has left none yet.
+        """
+        return download_model(self.model_url, self.folder)
+
+    def conclude(self, record: RunRecord, *, alias: str | None = BEST) -> FinishedTraining:
+        """Fetch the best model, register it, and note that this training is finished.
+
+        An alias other than None is moved to the model's version.
+        """
+        facts, before = self.fetch_model(), self.finished()
+        version = record.register(self.folder, alias=alias)
+        finished = FinishedTraining(
+            facts=facts,
+            run_id=record.run_id or (before.run_id if before else None),  # MLflow may be away this time
+            version=version or (before.version if before else None),
+            patience=self._recipe.train.patience,
+        )
+        open_store(f"{self.storage}/{self.name}").put(FINISHED_RECORD, finished.model_dump_json().encode())
+        return finished
+
+    @contextmanager
+    def recorded(self, *, parent_run_id: str | None = None, title: str | None = None) -> Iterator[RunRecord]:
+        """The run in MLflow: a new one, or after a restart the one that this training had before.
+
+        Args:
+            parent_run_id: of the grid that the training is a cell of.
+            title: names a new run where the recipe does not; the training's name unless told.
+        """
         recipe = self._recipe
         store = open_store(f"{self.storage}/{self.name}")
         # The ranks' own tracker watches the system: twice would be once too often.
-        quiet = recipe.tracking.named(self.name).model_copy(update={"system_metrics": False})
+        quiet = recipe.tracking.named(title or self.name).model_copy(update={"system_metrics": False})
         with Tracker(quiet, folder=Path(recipe.output_folder)) as tracker:
             before = _read_run_id(store.get(RUN_RECORD)) if store.stat(RUN_RECORD) else None
             manifest, source = self._input()
@@ -83,28 +151,55 @@ class TrainingRun:
                 job="train",
                 run_id=before,
                 recipe=recipe,
-                tags={
-                    "cache_key": manifest.cache_key,
-                    "manifest": manifest.manifest_id,
-                    "training": self.name,
-                },
+                tags={"training": self.name, **_origin(recipe, manifest)},
                 sources={"precompute": source},
+                parent_run_id=parent_run_id,
             )
             if run_id is not None and before is None:
                 store.put(RUN_RECORD, json.dumps({"run_id": run_id}).encode())
+            self.log_input(tracker)
+            yield RunRecord(tracker=tracker, registered_name=self.registered_name)
+
+    def log_input(self, tracker: Tracker) -> None:
+        """Name what the training reads as the input of the tracker's run."""
+        recipe, (manifest, _) = self._recipe, self._input()
+        if manifest is not None:
             tracker.log_dataset_input(
                 f"{manifest.dataset}/{manifest.split}",
                 digest=manifest.manifest_id,
                 source=f"{recipe.cache.url}/{manifest.cache_key}",
             )
-            yield RunRecord(tracker=tracker, registered_name=self.registered_name)
+            return
+        data, split = recipe.data_of(recipe.train_on), recipe.set_named(recipe.train_on).split
+        request = recipe.request_digest(recipe.train_on)
+        tracker.log_dataset_input(f"{data.name or data.format}/{split}", digest=request, source=data.root)
 
-    def _input(self) -> tuple[Manifest, str | None]:
+    def _manifests(self) -> dict[str, Manifest]:
+        store = open_store(self._recipe.cache.url)
+        names = (self._recipe.train_on, self._recipe.validate_on)
+        wanted = [name for name in names if name is not None]
+        if self._recipe.train.features == "cached":
+            return {name: required_manifest(store, self._recipe, name) for name in wanted}
+        found = {name: find_manifest(store, self._recipe.request_digest(name)) for name in wanted}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+    def _input(self) -> tuple[Manifest | None, str | None]:
         store = open_store(self._recipe.cache.url)
         answer = find_answer(store, self._recipe.request_digest(self._recipe.train_on))
-        assert answer is not None, "check() comes first"
+        if answer is None:
+            assert self._recipe.train.features == "online", "check() comes first"
+            return None, None
         manifest = read_manifest(store, cache_key=answer.cache_key, manifest_id=answer.manifest_id)
         return manifest, answer.run_id
+
+
+def _origin(recipe: Recipe, manifest: Manifest | None) -> dict[str, str]:
+    tags: dict[str, str] = {"features": recipe.train.features}
+    return (
+        tags
+        if manifest is None
+        else {**tags, "cache_key": manifest.cache_key, "manifest": manifest.manifest_id}
+    )
 
 
 def _read_run_id(body: bytes) -> str | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import resolve_ldm
+from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.manifest import Manifest
 from pipeline.datasets.opening import open_dataset
 from pipeline.object_store.store import ObjectStore
@@ -23,8 +24,8 @@ def precompute(recipe_path: Path, store: ObjectStore, *overrides: str) -> list[M
         with plan.table:
             data = open_dataset(plan.data).store
             computed = {
-                work.name: commit_shard(
-                    work.shard.plan(plan.table), spec=work.spec, ldm=ldm, data=data, store=store
+                work.name: CommittedShard.from_receipts(
+                    commit_shard(work.shard.plan(plan.table), spec=work.spec, ldm=ldm, data=data, store=store)
                 )
                 for work in missing_work(plan, store=store)
             }

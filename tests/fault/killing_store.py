@@ -4,7 +4,7 @@ import io
 import random
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +121,9 @@ class KillingStore:
 
     def get_range(self, key: str, *, start: int, length: int) -> bytes:
         return self._do(f"get {key}", lambda: self.store.get_range(key, start=start, length=length))
+
+    def get_range_into(self, key: str, *, start: int, buffers: Sequence[memoryview]) -> None:
+        self._do(f"get {key}", lambda: self.store.get_range_into(key, start=start, buffers=buffers))
 
     def put(self, key: str, body: bytes | Path) -> None:
         self._do(f"put {key}", lambda: self.store.put(key, body), key, body)

@@ -130,6 +130,7 @@ def test_an_object_that_is_always_damaged_is_named(seaweedfs: Any, direct: S3Sto
         "error inside": (
             lambda store: store.get("folder/a"),
             lambda store: store.get_range("folder/a", start=3, length=9),
+            lambda store: store.get_range_into("folder/a", start=3, buffers=[memoryview(bytearray(9))]),
             lambda store: store.stat("folder/a"),
         ),
     }.items():

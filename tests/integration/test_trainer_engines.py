@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 TOY = Path(__file__).parents[1]
-RANKS, STEPS, BATCH, SAVED = 2, 30, 8, 12
+RANKS, STEPS, BATCH, SAVED, CLIP = 2, 50, 8, 20, 0.3
 
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp"},
@@ -42,10 +42,16 @@ class Run:
         from pipeline.training.engine import build_engine
 
         config = TrainConfig(
-            steps=STEPS, batch_size=BATCH, workers=world, lr=1e-2, clip_norm=0.3, **ENGINES[name]
+            steps=STEPS, batch_size=BATCH, workers=world, lr=1e-2, clip_norm=CLIP, **ENGINES[name]
         )
+        self.taken: list[int] = []  # samples of each forward pass
+
+        def counted(network: Any, batch: Any) -> torch.Tensor:
+            self.taken.append(len(batch.keys))
+            return forward(network, batch)
+
         # Each rank starts from other weights: rank 0's must win.
-        self.engine = build_engine(ToyNetwork(seed=rank), forward=forward, loss=loss, config=config)
+        self.engine = build_engine(ToyNetwork(seed=rank), forward=counted, loss=loss, config=config)
         self.ema = EMA(self.engine)
         self.share, self.rank, self.world, self.toy_batch = BATCH // world, rank, world, toy_batch
 
@@ -59,6 +65,30 @@ class Run:
             self.ema.update()
             figures.append((report.loss, report.grad_norm))
         return figures
+
+    def effects(self, target: Path) -> None:
+        """What a first step at learning rate 0 does: rank 0 leaves what tells that options are in force."""
+        from pipeline.training import ranks
+        from pipeline.training.ema import model_state
+
+        before = model_state(self.engine, None)
+        report = self.engine.train_step(self.toy_batch(self.rank * self.share, self.share), lr=0.0)
+        after, own = model_state(self.engine, None), self.engine.snapshot()
+        squares = sum(float(own[name].square().sum()) for name in own if name.startswith("exp_avg/"))
+        moment = sum(ranks.collect(squares)) ** 0.5
+        optimiser = getattr(self.engine, "_optimiser", None)
+        found = {
+            "unmoved": all(torch.equal(after[name], before[name]) for name in before),
+            "norm": report.grad_norm,
+            "clipped": moment / (1 - 0.9),
+            "taken": self.taken,
+            "offloaded": bool(
+                getattr(optimiser, "cpu_offload", False) or getattr(optimiser, "offload_optimizer", False)
+            ),
+        }
+        if self.rank == 0:
+            target.write_text(json.dumps(found))
+        self.engine.close()
 
     def finish(self, target: Path, figures: list[tuple[float, float]]) -> None:
         """Rank 0 leaves what the tests compare."""
@@ -86,16 +116,23 @@ def train_all(rank: int, folder: str) -> None:
     out = Path(folder)
     join(rank, RANKS, out)
     for name in ENGINES:
+        Run(name, world=RANKS, rank=rank).effects(out / f"{name}.json")
         run = Run(name, world=RANKS, rank=rank)
         figures = run.train(0, SAVED)
-        run.engine.save(out / f"{name}-saved")
-        run.ema.save(out / f"{name}-saved")
+        snapshot(run, rank).write(out / f"{name}-saved")
+        dist.barrier()
         run.finish(out / name, figures + run.train(SAVED, STEPS))
     for writer in ("zero-2", "zero-3"):
         for name in READERS:
             read_and_go_on(writer, name, out, world=RANKS, rank=rank)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def snapshot(run: Run, rank: int) -> Any:
+    from pipeline.training.checkpoint import Progress, take_snapshot
+
+    return take_snapshot(engine=run.engine, ema=run.ema, progress=Progress(step=SAVED), identity="toy")
 
 
 def resume_alone(rank: int, folder: str) -> None:
@@ -110,8 +147,9 @@ def resume_alone(rank: int, folder: str) -> None:
 def read_and_go_on(writer: str, reader: str, out: Path, *, world: int, rank: int) -> None:
     run = Run(reader, world=world, rank=rank)
     run.train(0, 2)  # something to be overwritten
-    run.engine.load(out / f"{writer}-saved")
-    run.ema.load(out / f"{writer}-saved")
+    from pipeline.training.checkpoint import read_checkpoint
+
+    read_checkpoint(out / f"{writer}-saved", engine=run.engine, ema=run.ema, identity="toy")
     run.finish(out / f"{writer}-to-{reader}-on-{world}", run.train(SAVED, STEPS))
 
 
@@ -145,6 +183,18 @@ def test_every_engine_gives_the_losses_of_ddp(trained: Path, name: str) -> None:
     assert expected.shape == (STEPS, 2)
     assert expected[-1, 0] < 0.5 * expected[0, 0]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_option_does_what_it_says(trained: Path, name: str) -> None:
+    found, options = json.loads((trained / f"{name}.json").read_text()), ENGINES[name]
+    assert found["unmoved"], "the learning rate of the step is not the optimiser's"
+    assert found["norm"] > 1.3 * CLIP
+    assert found["clipped"] == pytest.approx(CLIP, rel=1e-4)
+    micro = options.get("micro_batch", BATCH // RANKS)
+    assert found["taken"] == [micro] * (BATCH // RANKS // micro)
+    assert found["offloaded"] == options.get("offload", False)
 
 
 @pytest.mark.slow

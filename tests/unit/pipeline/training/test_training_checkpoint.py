@@ -12,16 +12,16 @@ from unit.pipeline.training.training_toy import ToyNetwork, forward, loss, toy_b
 
 from pipeline.training import ranks
 from pipeline.training.checkpoint import (
-    FolderCheckpoints,
     IncompleteCheckpointError,
     Progress,
+    Snapshot,
     check_checkpoint,
     read_checkpoint,
-    write_checkpoint,
+    take_snapshot,
 )
 from pipeline.training.config import TrainConfig
 from pipeline.training.ddp_engine import DDPEngine
-from pipeline.training.rng import load_rng, save_rng
+from pipeline.training.rng import RNG_FILE, load_rng, rng_state
 
 
 @pytest.fixture
@@ -33,8 +33,12 @@ def engine() -> Iterator[DDPEngine]:
         yield made
 
 
-def write(folder: Path, engine: DDPEngine, *, step: int = 1) -> Path:
-    write_checkpoint(folder, engine=engine, ema=None, progress=Progress(step=step), identity="same")
+def snapshot(engine: DDPEngine, *, step: int = 1) -> Snapshot:
+    return take_snapshot(engine=engine, ema=None, progress=Progress(step=step), identity="same")
+
+
+def write(folder: Path, engine: DDPEngine) -> Path:
+    snapshot(engine).write(folder)
     return folder
 
 
@@ -83,17 +87,14 @@ def test_parts_of_two_saves_never_pass_for_one(tmp_path: Path, engine: DDPEngine
         check_checkpoint(first)
 
 
-def test_a_half_written_folder_is_invisible_and_old_ones_go(tmp_path: Path, engine: DDPEngine) -> None:
-    store = FolderCheckpoints(tmp_path / "store", keep=2)
-    with store.latest() as none:
-        assert none is None
-    for step in (1, 2, 3):
-        store.save(write(tmp_path / f"scratch-{step}", engine, step=step), step=step, metrics={})
-    (tmp_path / "store" / "step-00000004.partial").mkdir()
-    with store.latest() as newest:
-        assert newest is not None
-        assert newest.name == "step-00000003"
-    assert not (tmp_path / "store" / "step-00000001").exists()
+def test_a_snapshot_keeps_its_numbers_while_training_goes_on(tmp_path: Path, engine: DDPEngine) -> None:
+    before = {name: tensor.clone() for name, tensor in engine.network.state_dict().items()}
+    taken = snapshot(engine)
+    for step in range(3):
+        engine.train_step(toy_batch(step, 2), lr=1e-2)
+    taken.write(tmp_path / "late")
+    read_checkpoint(tmp_path / "late", engine=engine, ema=None, identity="same")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.network.state_dict().items())
 
 
 def test_every_generator_comes_back(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_every_generator_comes_back(tmp_path: Path) -> None:
 
     ranks.seed_everything(3)
     draws()  # both Gaussian generators now hold a second value back
-    save_rng(tmp_path)
+    (tmp_path / RNG_FILE).write_bytes(rng_state())
     expected = draws(), draws()
     ranks.seed_everything(4)
     load_rng(tmp_path)

@@ -1,6 +1,9 @@
 """The loop on one rank under DDP: resuming, best model, early stop, NaN, EMA. No Ray, no DeepSpeed."""
 
+import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,16 @@ from unit.pipeline.training.training_toy import ToyNetwork, ToySource, forward, 
 from ldznet.errors import UserError
 from pipeline.loading.batch import Batch
 from pipeline.loading.sample_order import Position
+from pipeline.object_store.opening import open_store
 from pipeline.training import ranks
-from pipeline.training.checkpoint import FolderCheckpoints
+from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.config import TrainConfig
 from pipeline.training.ddp_engine import DDPEngine
+from pipeline.training.divergence import ExplodingLossError, NonFiniteGradientError, NonFiniteLossError
 from pipeline.training.ema import EMA, model_state
-from pipeline.training.engine import Engine, NonFiniteLossError
+from pipeline.training.engine import Engine
 from pipeline.training.loop import TrainOutcome, train
+from pipeline.training.preemption import EXIT_CODE, Preempted
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +79,20 @@ def run(
     return outcome, model_state(engine, ema), recorder
 
 
+def kept_in(folder: Path, *, keep: int) -> CheckpointStore:
+    return CheckpointStore(open_store(folder), keep=keep)
+
+
+def visible(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder that are sealed; nothing else is there."""
+    parts: dict[str, set[str]] = {}
+    for path in folder.iterdir():
+        name, _, part = path.name.partition(".")
+        parts.setdefault(name, set()).add(part)
+    assert all({"json", "rank-00000.receipt.json"} <= found for found in parts.values())
+    return sorted(int(name.split("-")[1]) for name in parts)
+
+
 class Breaks:
     """A source that fails before a batch, as a killed process does."""
 
@@ -94,19 +114,26 @@ class Breaks:
 def test_a_resumed_run_ends_bitwise_as_an_undisturbed_one(tmp_path: Path, at: int) -> None:
     config = toy_config(checkpoint_every=4, warmup_steps=3, schedule="cosine")
     _, expected, whole = run(config)
-    store = FolderCheckpoints(tmp_path, keep=2)
+    store = kept_in(tmp_path, keep=2)
     with pytest.raises(KeyboardInterrupt):
         run(config, Breaks(ToySource(batch_size=4, rank=0, ranks=1), at=at), checkpoints=store)
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":  # a killed process would take its upload with it
+            thread.join()
     outcome, state, resumed = run(config, checkpoints=store)
-    assert resumed.starts == [(at // 4 * 4, 20)]
+    last = at // 4 * 4
+    assert resumed.starts[0] in {
+        (last, 20),
+        (max(0, last - 4), 20),
+    }  # the last may still have been on its way
     assert outcome.steps == 20
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert all(resumed.steps[step]["loss"] == whole.steps[step]["loss"] for step in resumed.steps)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000016", "step-00000020"]
+    assert visible(tmp_path) == [16, 20]
 
 
 def test_a_finished_run_does_nothing_when_called_again(tmp_path: Path) -> None:
-    store = FolderCheckpoints(tmp_path, keep=1)
+    store = kept_in(tmp_path, keep=1)
     config = toy_config()
     kept: list[int] = []
     first, *_ = run(config, checkpoints=store, keep_model=lambda state, step, metrics: kept.append(step))
@@ -118,7 +145,7 @@ def test_a_finished_run_does_nothing_when_called_again(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    store = FolderCheckpoints(tmp_path, keep=1)
+    store = kept_in(tmp_path, keep=1)
     run(toy_config(), checkpoints=store)
     with pytest.raises(UserError, match="another configuration"):
         run(toy_config(lr=2e-2), checkpoints=store)
@@ -133,7 +160,7 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
         toy_config(validate_every=2, patience=2),
         validate=lambda engine: {"miou": next(scores)},
         keep_model=lambda state, step, metrics: kept.setdefault(step, state),
-        checkpoints=FolderCheckpoints(tmp_path, keep=1),
+        checkpoints=kept_in(tmp_path, keep=1),
     )
     assert recorder.validations == [(2, True), (4, True), (6, False), (8, False)]
     assert (outcome.steps, outcome.best, outcome.best_step, outcome.stopped_early) == (8, 0.5, 4, True)
@@ -142,7 +169,7 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
     again, _, recorder = run(
         toy_config(validate_every=2, patience=2),
         validate=lambda engine: pytest.fail("it had stopped"),
-        checkpoints=FolderCheckpoints(tmp_path, keep=1),
+        checkpoints=kept_in(tmp_path, keep=1),
     )
     assert again == outcome
 
@@ -193,7 +220,7 @@ class Poisoned(ToySource):
 
 
 def test_a_nan_stops_the_run_with_the_keys_and_a_checkpoint_from_before(tmp_path: Path) -> None:
-    store = FolderCheckpoints(tmp_path, keep=2)
+    store = kept_in(tmp_path, keep=2)
     with pytest.raises(NonFiniteLossError) as caught:
         run(
             toy_config(checkpoint_every=2, micro_batch=2),
@@ -201,14 +228,119 @@ def test_a_nan_stops_the_run_with_the_keys_and_a_checkpoint_from_before(tmp_path
             checkpoints=store,
         )
     assert caught.value.step == 6
-    assert caught.value.keys == ("sample-20", "sample-21")  # its micro batch
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    assert caught.value.keys == ("sample-21",)
+    assert visible(tmp_path) == [4, 5]
+    assert "the state before it is in " in str(caught.value)
+    assert "step-00000005-" in str(caught.value)
+
+
+def test_a_nan_with_broken_weights_names_the_checkpoint_before(tmp_path: Path) -> None:
+    engines: list[Engine] = []
+
+    class Breaking(ToySource):
+        def epoch(self, position: Position) -> Iterator[Batch]:
+            for number, batch in enumerate(super().epoch(position), position.batch):
+                if number == 5:
+                    engines[0].local_parameters()["out.weight"].fill_(float("nan"))
+                yield batch
+
+    def kept(engine: Engine) -> dict[str, float]:
+        engines.append(engine)
+        return {"miou": 0.0}
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"the last checkpoint from before it is .*step-00000004-"
+    ) as caught:
+        run(
+            toy_config(checkpoint_every=2, validate_every=1),
+            Breaking(batch_size=4, rank=0, ranks=1),
+            validate=kept,
+            checkpoints=kept_in(tmp_path, keep=2),
+        )
+    assert len(caught.value.keys) == 4  # no sample is to blame
+    assert visible(tmp_path) == [2, 4]
+
+
+class Wild(ToySource):
+    """The sixth batch holds a sample whose loss is huge."""
+
+    def epoch(self, position: Position) -> Iterator[Batch]:
+        for number, batch in enumerate(super().epoch(position), position.batch):
+            if number == 5:
+                masks = batch.masks.clone()
+                masks[2] = 1e4
+                yield replace(batch, masks=masks)
+            else:
+                yield batch
+
+
+def test_an_exploding_loss_stops_the_run_where_a_limit_is_set(tmp_path: Path) -> None:
+    wild = Wild(batch_size=4, rank=0, ranks=1)
+    outcome, *_ = run(toy_config(steps=6), wild)
+    assert outcome.steps == 6
+    with pytest.raises(ExplodingLossError, match=r"above train\.stop_above_loss=10") as caught:
+        run(
+            toy_config(stop_above_loss=10.0, checkpoint_every=2),
+            wild,
+            checkpoints=kept_in(tmp_path, keep=2),
+        )
+    assert caught.value.keys == ("sample-22",)
+    assert visible(tmp_path) == [2, 4]
+    assert "the last checkpoint from before it is" in str(caught.value)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step() -> None:
+    config = toy_config()
+
+    def steep(logits: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
+        return (logits * 0).sqrt().sum() + 1.0  # its loss is 1, its gradient infinite times nothing
+
+    engine = DDPEngine(ToyNetwork(), forward=forward, loss=steep, config=config)
+    before = {name: tensor.clone() for name, tensor in engine.local_parameters().items()}
+    with pytest.raises(NonFiniteGradientError, match="gradient of step 1 is not finite") as caught:
+        engine.train_step(toy_batch(0, 4), lr=1e-2)
+    assert not caught.value.weights_changed
+    assert caught.value.keys == ("sample-0", "sample-1", "sample-2", "sample-3")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.local_parameters().items())
+
+
+class Notified(ToySource):
+    """While the sixth batch is fetched, the process is told to leave."""
+
+    def epoch(self, position: Position) -> Iterator[Batch]:
+        for number, batch in enumerate(super().epoch(position), position.batch):
+            if (position.epoch, number) == (0, 5):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def test_on_notice_the_run_keeps_its_state_and_leaves(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    config = toy_config(checkpoint_every=4)
+    _, expected, whole = run(config)
+    store = kept_in(tmp_path, keep=2)
+    with pytest.raises(Preempted, match=r"after step 6; checkpoint .*/step-00000006-") as left:
+        run(config, Notified(batch_size=4, rank=0, ranks=1), checkpoints=store)
+    assert left.value.code == EXIT_CODE
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert visible(tmp_path) == [4, 6]
+    _, state, resumed = run(config, checkpoints=store)
+    assert resumed.starts == [(6, 20)]
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert resumed.steps[7]["loss"] == whole.steps[7]["loss"]
 
 
 def test_a_nan_crosses_processes_whole() -> None:
     error = pickle.loads(pickle.dumps(NonFiniteLossError(step=3, keys=("a", "b"))))
     assert (error.step, error.keys) == (3, ("a", "b"))
     assert str(error) == "the loss of step 3 is not finite; samples: a, b"
+    many = ExplodingLossError(step=3, keys=tuple("abcdefghij"), loss=12.5, limit=10.0)
+    many.checkpoint = "the last checkpoint from before it is X"
+    assert str(pickle.loads(pickle.dumps(many))) == str(many)
+    assert (
+        "is 12.5, above train.stop_above_loss=10; samples: a, b, c, d, e, f, g, h and 2 more; the last"
+        in str(many)
+    )
 
 
 def test_micro_batches_and_padding_change_rounding_only() -> None:
