@@ -1,12 +1,12 @@
-"""Train a recipe's network on cached features: ranks by Ray Train, steps by DeepSpeed, the best model registered."""
+"""Train a recipe's network, or a grid of them: ranks by Ray Train, steps by DeepSpeed, the best models registered."""
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jobs.entry import configure_logging, recipe_job
-from jobs.local_ray import ray_session
+from jobs.grid import TrainCommand
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -14,56 +14,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobs.train")
 
 
-def train(recipe: "Recipe") -> Path:
-    """Train, keep the best model in the output folder, register it. Returns the model's folder."""
-    from jobs.train_ranks import cluster_gpus, run_ranks
-    from pipeline.models.folder import download_model
-    from pipeline.training.run import TrainingRun
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlaceInGrid:
+    """What is different for a training that is one cell of a grid."""
 
-    run = TrainingRun(recipe)
+    label: str  # of its model's folder
+    title: str  # of its run in MLflow
+    parent_run_id: str | None
+    wait_minutes: float | None  # for room, in place of the recipe's own
+
+
+def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
+    """Train, unless that was done; keep the best model in the output folder, register it. Returns the model's folder.
+
+    The model becomes its kind's `best` in the registry; of a grid's only the best does, when all are done.
+    """
+    from jobs.ray_training import train_on_ray
+    from pipeline.training.run import BEST, TrainingRun
+
+    run = TrainingRun(recipe, label=place.label if place else None)
     run.check()
-    cpus = recipe.train.workers * recipe.train.threads + 1
-    with run.recorded() as record, ray_session(cpus=cpus):
-        fitted = recipe.model_copy(update={"train": recipe.train.fitted_to_gpus(cluster_gpus())})
-        run_ranks(
-            _rank,
-            config={
-                "recipe": fitted.model_dump(mode="json"),
-                "model_url": run.model_url,
-                "run_id": record.run_id,
-            },
-            train_config=fitted.train,
-            storage=run.storage,
-            name=run.name,
-        )
-        folder = Path(recipe.output_folder) / "models" / recipe.network.label
-        facts = download_model(run.model_url, folder)
-        version = record.register(folder)
-    chosen = "".join(f", {name} {value:.3f}" for name, value in facts.items() if name != "step")
-    logger.info("best model: step %d%s -> %s", facts["step"], chosen, folder)
-    if version is not None:
-        logger.info("registered as models:/%s@best, version %s", run.registered_name, version)
-    return folder
+    recorded = run.recorded(parent_run_id=place.parent_run_id, title=place.title) if place else run.recorded()
+    with run.cache_held(), recorded as record:
+        if run.finished() is None:
+            train_on_ray(recipe, run, record, wait_minutes=place.wait_minutes if place else None)
+        else:
+            logger.info("%s: finished before, nothing to train", run.name)
+        found = run.conclude(record, alias=None if place else BEST)
+    chosen = "".join(f", {name} {value:.3f}" for name, value in found.facts.items() if name != "step")
+    logger.info("best model: step %d%s -> %s", found.facts["step"], chosen, run.folder)
+    if found.version is not None:
+        logger.info("registered as models:/%s/%s", run.registered_name, found.version)
+    return run.folder
 
 
-def _rank(config: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from jobs.ray_checkpoints import RayCheckpoints
-    from pipeline.recipe import Recipe
-    from pipeline.training.rank_training import train_on_this_rank
-
-    configure_logging()
-    outcome = train_on_this_rank(
-        Recipe.model_validate(config["recipe"]),
-        checkpoints=RayCheckpoints(),
-        model_url=config["model_url"],
-        run_id=config["run_id"],
-    )
-    return asdict(outcome)
-
-
-main = recipe_job("train")(train)
+main = TrainCommand(
+    name="train",
+    summary=(__doc__ or "").strip(),
+    job=train,
+    flags={"test": "of a grid: score each model on the recipe's other sets too"},
+)
 
 if __name__ == "__main__":
     sys.exit(main())

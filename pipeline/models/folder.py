@@ -1,5 +1,6 @@
 """Model folders on an object store: uploaded whole or not at all, downloaded to where they are used."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,19 @@ from ldznet.errors import UserError
 from pipeline.object_store.opening import open_store
 
 SEAL = "model.json"  # written last: without it there is no model
+PROVENANCE = "provenance.json"
+CARD = "README.md"
+_TOLD_ABOUT_IT = frozenset({CARD, PROVENANCE})
+
+
+def model_digest(folder: Path) -> str:
+    """SHA-256 of a model folder: weights and configuration, not what is told about them (card, provenance)."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if path.name not in _TOLD_ABOUT_IT and not path.name.startswith("."):
+            with path.open("rb") as file:
+                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def upload_model(folder: Path, *, url: str, facts: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import ldznet
 from ldznet.errors import UserError
+from pipeline.models.folder import model_digest
 from pipeline.tracking.client import open_client, tracking_failures
 from pipeline.tracking.config import check_store
 from pipeline.tracking.redaction import redacted_text
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # models:/NAME@ALIAS or models:/NAME/VERSION
 _REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w\-]+)|/(?P<version>\d+))")
+_DIGEST_TAG = "ldznet_digest"  # of weights and configuration: equal ones are registered once
 _CODE = Path(__file__).with_name("registered_code.py")
 _REQUIREMENTS = (
     "torch", "diffusers", "transformers", "safetensors", "numpy", "pandas", "pillow", "pydantic", "mlflow",
@@ -35,7 +37,7 @@ _REQUIREMENTS = (
 def register_model(
     tracker: Tracker, model_folder: Path, *, name: str, alias: str | None = None
 ) -> str | None:
-    """Log a model folder with the tracker's run and register it.
+    """Log a model folder with the tracker's run and register it; an equal model that is registered stays the only one.
 
     The artifact holds the folder, the source of `ldznet` and a code file: no pickle. The frozen LDM is not in
     it; the folder names it.
@@ -47,16 +49,32 @@ def register_model(
         alias: Moved to this version, such as `best`.
 
     Returns:
-        The version; None where tracking is off or MLflow is away.
+        The version, an older one where its weights and configuration are equal; None where tracking is off or
+        MLflow is away.
     """
     if not model_folder.is_dir():
         raise UserError(f"there is no model folder {model_folder}")
 
+    digest = model_digest(model_folder)
+
     def record(client: "MlflowClient", run_id: str) -> str:
-        logged = _log(client, run_id, model_folder, name=name)
-        return _register(client, logged, name=name, alias=alias)
+        version = _equal_version(client, name=name, digest=digest)
+        if version is None:
+            logged = _log(client, run_id, model_folder, name=name)
+            version = _register(client, logged, name=name, digest=digest)
+        if alias is not None:
+            client.set_registered_model_alias(name, alias, version)
+        return version
 
     return tracker.use(f"registering {name}", record)
+
+
+def set_alias(tracker: Tracker, name: str, version: str, *, alias: str) -> None:
+    """Let an alias of a registered model name this version. Nothing happens where MLflow is away or off."""
+    tracker.use(
+        f"naming {name} {alias}",
+        lambda client, _: client.set_registered_model_alias(name, alias, version),
+    )
 
 
 def resolve_model(
@@ -118,12 +136,19 @@ def _pack(model_folder: Path, packed: Path, *, model_id: str) -> None:
             code_paths=[str(source)],
             signature=_signature(),
             input_example=_input_example(),
-            model_config={"ldm": ""},
+            model_config={"ldm": "", "paths": False},
             pip_requirements=[f"{package}=={_version(package)}" for package in _REQUIREMENTS],
         )
 
 
-def _register(client: "MlflowClient", logged: "LoggedModel", *, name: str, alias: str | None) -> str:
+def _equal_version(client: "MlflowClient", *, name: str, digest: str) -> str | None:
+    """The newest usable version with this digest."""
+    found = client.search_model_versions(f"name = '{name}' AND tag.{_DIGEST_TAG} = '{digest}'")
+    usable = [int(version.version) for version in found if version.status == "READY"]
+    return str(max(usable)) if usable else None
+
+
+def _register(client: "MlflowClient", logged: "LoggedModel", *, name: str, digest: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -133,12 +158,13 @@ def _register(client: "MlflowClient", logged: "LoggedModel", *, name: str, alias
             raise
     # Its location rather than models:/ID, which a database store looks up in the process's global store.
     made = client.create_model_version(
-        name, source=logged.artifact_location, run_id=logged.source_run_id, model_id=logged.model_id
+        name,
+        source=logged.artifact_location,
+        run_id=logged.source_run_id,
+        model_id=logged.model_id,
+        tags={_DIGEST_TAG: digest},
     )
-    version = str(made.version)
-    if alias is not None:
-        client.set_registered_model_alias(name, alias, version)
-    return version
+    return str(made.version)
 
 
 def _fetch(match: re.Match[str], uri: str, folder: Path | None) -> Path:
@@ -181,7 +207,7 @@ def _signature() -> Any:
     from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
     return ModelSignature(
-        # Bytes, base64 text or a path: no single type of MLflow's says that.
+        # Bytes or base64 text: no single type of MLflow's says that.
         inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "phrase")]),
         outputs=Schema([ColSpec(DataType.string, "mask_png"), ColSpec(DataType.double, "area")]),
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import chain
 
 import numpy as np
 
@@ -38,14 +39,23 @@ def curve_chart(chart: CurveChart) -> str:
     )
 
 
-def interval_chart(rows: Sequence[tuple[str, Score]], *, label: str) -> str:
-    """One row a network: its score as a dot, its 95 % interval as a bar."""
-    highest = max(max(score.value, score.high or 0) for _, score in rows)
-    ticks = _ticks(0, 100 * max(highest, 0.01))
-    left, width, height = 150, 640, _TOP + _ROW * len(rows) + _BOTTOM
+def interval_chart(
+    rows: Sequence[tuple[str, Score]],
+    *,
+    label: str,
+    points: Sequence[Sequence[float]] = (),
+    from_zero: bool = True,
+) -> str:
+    """One row a network: its score as a dot, its 95 % interval as a bar; a row's single values as ticks on it."""
+    ends = [end for _, score in rows for end in (score.value, score.low, score.high) if end is not None]
+    ends += chain.from_iterable(points)
+    ticks = _ticks(0 if from_zero else 100 * min(ends), 100 * max(*ends, 0.01))
+    longest = max(len(name) for name, _ in rows)
+    left, width = min(320, max(150, 8 * longest + 20)), 640  # a letter is about 8 wide
+    height = _TOP + _ROW * len(rows) + _BOTTOM
 
     def place(value: float) -> float:
-        return left + (width - left - _RIGHT - 34) * 100 * value / ticks[-1]
+        return _between(100 * value, ticks, left, width - _RIGHT - 34)
 
     parts = []
     bottom = height - _BOTTOM
@@ -65,7 +75,16 @@ def interval_chart(rows: Sequence[tuple[str, Score]], *, label: str) -> str:
                 f'<rect x="{start:.1f}" y="{y - 5:.1f}" width="{max(2.0, end - start):.1f}" height="10" rx="5" '
                 f'fill="{colour}" opacity="0.28"/>'
             )
-        x, end = place(score.value), place(score.high or score.value)
+        for value in points[number] if points else ():
+            at = place(value)
+            parts.append(
+                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 9:.1f}" y2="{y + 9:.1f}" stroke="{colour}" '
+                'stroke-width="1.5"/>'
+            )
+        x, end = (
+            place(score.value),
+            max(map(place, [score.high or score.value, *(points[number] if points else ())])),
+        )
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>')
         parts.append(f'<text class="value" x="{end + 12:.1f}" y="{y + 5:.1f}">{100 * score.value:.1f}</text>')
     middle = (left + width - _RIGHT) / 2

@@ -1,6 +1,5 @@
 """The report of one experiment: gathered from its evaluation, its caches and its runs in MLflow."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from pipeline.cache.manifest import Manifest, read_left_out
 from pipeline.evaluation.example_pictures import example_photo
 from pipeline.evaluation.paper_rows import is_the_papers
 from pipeline.evaluation.run import Evaluation, Result
+from pipeline.models.origins import is_untrained
 from pipeline.object_store.opening import open_store
 from pipeline.pictures import Curve
 from pipeline.recipe import Recipe
@@ -76,15 +76,6 @@ def write_experiment_report(
     )
     write_report(path, content)
     return path
-
-
-def is_untrained(ldm_folder: Path) -> bool:
-    """Whether an LDM is the project's own miniature with random weights: its `model_index.json` says so."""
-    index = ldm_folder / "model_index.json"
-    if not index.is_file():
-        return False
-    content = json.loads(index.read_text(encoding="utf-8"))
-    return bool(content.get("_untrained", False))
 
 
 def _split_title(result: Result) -> str:

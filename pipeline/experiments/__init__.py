@@ -1,0 +1,1 @@
+"""Several trainings of one recipe side by side: a grid of them, and the table that compares them."""
