@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 TESTS_AT_ONCE ?= 2
+NODES ?= 1
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+AUDIT := $(VENV)/audit
 SHELL := /bin/bash
 
 export PYTHONDONTWRITEBYTECODE = 1
@@ -13,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit integration test-faults bench services services-stop format clean
+.PHONY: help setup demo test lint types imports unit integration test-faults bench audit services services-stop format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,8 +58,13 @@ test-faults: setup ## The long form of the fault tests: hundreds of kills, every
 bench: setup ## Benchmarks, both sides of each in one run; docs/benchmarks.md is made from them
 	@$(BIN)/python -m tests.benchmarks.run_all
 
-services: setup ## SeaweedFS, MLflow and a Ray head on this machine, on loopback, until services-stop
-	@$(BIN)/ldznet services start
+# In an environment of its own: it is no part of the project, and asks the network what is known of each pin.
+audit: setup ## Known holes in the pinned packages (pip-audit; needs the network)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+services: setup ## SeaweedFS, MLflow and Ray (NODES=2: two nodes) on this machine, on loopback, until services-stop
+	@$(BIN)/ldznet services start --nodes $(NODES)
 
 services-stop: setup ## Stop them
 	@$(BIN)/ldznet services stop

@@ -11,16 +11,21 @@ COMMANDS = {
     "demo": "the whole flow on this machine, from nothing, with pictures",
     "scenes": "generate the scenes data set that a recipe describes",
     "miniature": "make the miniature, untrained LDM that a recipe describes",
+    "pretrain": "train a small latent diffusion model on generated scenes",
     "plan": "what a precompute and training on it will take, before anything is spent",
     "precompute": "frozen features of a recipe's sets into shards on the object store",
     "cache": "list, show, verify and clean up feature caches",
     "train": "train a network on cached features with Ray Train and DeepSpeed",
     "evaluate": "score networks on cached sets: mIoU, IoU_FG, AP, with intervals",
+    "pipeline": "precompute, train and evaluate, one after the other; what is done is not repeated",
+    "submit": "any of these jobs on a Ray cluster, its log followed",
     "segment": "masks of phrases in a photo",
+    "probe": "which block, at which timestep, knows most about a phrase: AP of small decoders",
+    "noise-map": "where a phrase changes the frozen LDM's noise estimate: heat maps",
     "services": "an S3 server, MLflow and a Ray head on this machine: start, status, stop",
     "import": "an LD-ZNet or Stable Diffusion checkpoint into a folder that the other commands take",
 }
-_FILES = {"import": "import_checkpoint"}  # where a command's name is not its file's
+_FILES = {"import": "import_checkpoint", "noise-map": "noise_map"}  # where a command's name is not its file's
 
 _DESCRIPTION = """\
 Text-based image segmentation on the inside of Stable Diffusion: frozen features are computed once into shards on

@@ -52,7 +52,7 @@ def demo(out: Path, overrides: Sequence[str] = ()) -> None:
         with _timed(stages, "start object store and Ray"):
             url = services.enter_context(_object_store(out / "objects"))
             recipe = _recipe(out, url, overrides)
-            services.enter_context(ray_session(cpus=recipe.train.workers * recipe.train.threads + 1))
+            services.enter_context(ray_session(cpus=recipe.train.max_workers * recipe.train.threads + 1))
         with _timed(stages, "generate scenes"):
             scenes(recipe)
         with _timed(stages, "make the frozen LDM (untrained)"):

@@ -20,11 +20,12 @@ logger = logging.getLogger("jobs.evaluate")
 def evaluate(
     recipe: "Recipe", *, stages: "Sequence[Stage]" = (), commands: "Sequence[Command]" = ()
 ) -> "Evaluation":
-    """Score every system on every set, print the table, write `evaluation.json` and `report.html`.
+    """Score every system on every set, print the table, write `evaluation.json`, `report.html` and into model cards.
 
     `phrases-SET.jsonl` lists what was scored, for other systems to make masks of (pipeline/evaluation/mask_folder.py).
     `stages` and `commands` are told in the report: what ran before, and what to type next.
     """
+    from pipeline.evaluation.model_cards import tell_cards
     from pipeline.evaluation.run import evaluate_models, systems_of
     from pipeline.report.experiment import write_experiment_report
     from pipeline.tracking.tracker import Tracker
@@ -34,6 +35,7 @@ def evaluate(
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")
     evaluation.save_phrases(output)
+    tell_cards(evaluation, output / "models")
     table = evaluation.table()
     with Tracker(recipe.tracking, folder=output) as tracker:
         tracker.start(job="evaluate", recipe=recipe, sources=source_runs(evaluation.folders))

@@ -5,7 +5,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ldznet.errors import UserError
+
 OBJECT_STORE_BYTES = 256 * 2**20  # shards go to object storage, never through Ray's memory
+
+_ALL_INTERFACES = (
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # other than 0, Ray binds them, whatever address it is given
+)
 
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -20,8 +26,22 @@ def settle_ray() -> None:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if not os.environ.get("RAY_ADDRESS"):
-        # Without it Ray binds all interfaces on Linux, whatever address it is given.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(_ALL_INTERFACES, "0")
+
+
+def refuse_open_ray() -> None:
+    """Refuse to start a Ray that strangers could run code on.
+
+    Raises:
+        UserError: the environment asks for one on all interfaces, without a token.
+    """
+    if os.environ.get("RAY_ADDRESS") or os.environ.get(_ALL_INTERFACES) == "0":
+        return
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise UserError(
+            f"{_ALL_INTERFACES}={os.environ[_ALL_INTERFACES]} lets Ray listen on all addresses, and "
+            f"RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']} lets everybody in: unset one of them"
+        )
 
 
 @contextmanager
@@ -30,8 +50,12 @@ def ray_session(*, cpus: float | None = None) -> Iterator[None]:
 
     A local one is bound to loopback, has no dashboard, and is gone at the end. At least `cpus` CPU slots are
     offered, so that a small machine runs a recipe made for two workers.
+
+    Raises:
+        UserError: see `refuse_open_ray`.
     """
     settle_ray()
+    refuse_open_ray()
     import ray
 
     if ray.is_initialized():

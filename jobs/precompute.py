@@ -44,11 +44,11 @@ def _repair(recipe: "Recipe", listed: "Sequence[ListedSet]", store: "ObjectStore
     }
     if not broken:
         return
-    receipts = run_work(recipe, [(one, found.work) for one, found in broken.values()], repair=True)
+    shards = run_work(recipe, [(one, found.work) for one, found in broken.values()], repair=True)
     replaced = [
         found.object_key
         for name, (_, found) in broken.items()
-        if receipts[name].object_key != found.object_key
+        if shards[name].reference.object_key != found.object_key
     ]
     renew_manifests(store, replaced)
 

@@ -11,7 +11,7 @@ from jobs.progress import show_progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipeline.cache.receipt import LeftOut, Receipt
+    from pipeline.cache.committed_shard import CommittedShard
     from pipeline.object_store.store import ObjectStore
     from pipeline.precompute.increment import PlannedWork
     from pipeline.precompute.progress import Progress, Snapshot
@@ -58,49 +58,39 @@ def run_work(
     *,
     repair: bool = False,
     tracker: "Tracker | None" = None,
-) -> "dict[ShardName, Receipt]":
-    """Have shards committed by Ray actors; their receipts by name.
+) -> "dict[ShardName, CommittedShard]":
+    """Have shards committed by Ray actors; what was committed, by name.
 
     Raises:
         UserError: what a worker found to be the user's mistake, or more faulty samples than the recipe allows.
     """
     settle_ray()
+    from pipeline.precompute.bookkeeping import collect, tasks_of
     from pipeline.precompute.progress import Progress
-    from pipeline.precompute.sets import refuse_too_many_failures
-    from pipeline.precompute.worker_pool import ShardTask, WorkerSetup, run_shards
+    from pipeline.precompute.worker_pool import WorkerSetup, run_shards
 
     if not work:
         return {}
+    config = recipe.cache
     setup = WorkerSetup(
         ldm_source=recipe.ldm.source,
         ldm_digest=work[0][0].spec.ldm_digest,
         features=recipe.features,
-        cache_url=recipe.cache.url,
-        workers=recipe.cache.workers,
+        cache_url=config.url,
+        workers=config.max_workers,
     )
-    tasks = (
-        ShardTask(
-            set_name=listed.set_name,
-            spec=one.spec,
-            data=listed.data,
-            plan=one.shard.plan(listed.table),
-            source=one.source,
-            repair=repair,
-        )
-        for listed, one in work
-    )
-    sets = {listed.set_name: listed for listed, _ in work}
-    left_out: dict[str, list[LeftOut]] = {name: [] for name in sets}
-    computed: dict[ShardName, Receipt] = {}
     members = sum(len(one.shard.rows) for _, one in work)
-    logger.info("computing %d samples in %d shards with %d workers", members, len(work), recipe.cache.workers)
+    logger.info(
+        "computing %d samples in %d shards with up to %d workers", members, len(work), config.max_workers
+    )
     progress = Progress(shards=len(work), members=members)
-    cpus = recipe.cache.workers * recipe.cache.cpus_per_worker
-    with ray_session(cpus=cpus), show_progress("precompute", progress):
-        for task, receipt in run_shards(tasks, setup=setup, config=recipe.cache, progress=progress):
-            computed[task.spec.key, receipt.shard_id] = receipt
-            left_out[task.set_name] += receipt.left_out
-            refuse_too_many_failures(recipe, sets[task.set_name], left_out[task.set_name])
+    # On a Ray of our own a range follows the machine.
+    slots = config.workers if isinstance(config.workers, int) else config.min_workers
+    with ray_session(cpus=slots * config.cpus_per_worker), show_progress("precompute", progress):
+        committed = run_shards(
+            tasks_of(work, repair=repair), shards=len(work), setup=setup, config=config, progress=progress
+        )
+        computed = collect(recipe, (listed for listed, _ in work), committed)
     _summarise(progress, tracker)
     return computed
 

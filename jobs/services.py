@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from jobs.entry import exit_code_of
 if TYPE_CHECKING:
     from pipeline.services.workstation import Workstation
 
+LOOPBACK = "127.0.0.1"
 _STOPPED = 3  # of `status` where not all is well, as service managers have it
 
 
@@ -29,17 +30,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/services"), help="data, logs, credentials (%(default)s)"
     )
+    parser.add_argument(
+        "--nodes", type=int, default=1, help="Ray nodes on this machine, to try a cluster (%(default)s)"
+    )
+    parser.add_argument("--host", default=LOOPBACK, help="where they listen: loopback alone (%(default)s)")
     arguments = parser.parse_args(argv)
-    actions = {"start": _start, "status": _status, "stop": _stop, "credentials": _credentials}
+    if arguments.nodes < 1:
+        parser.error("--nodes: at least the head")
+    actions: dict[str, Callable[[Path], int]] = {
+        "start": lambda folder: _start(folder, arguments.nodes, arguments.host),
+        "status": _status,
+        "stop": _stop,
+        "credentials": _credentials,
+    }
     codes = [0]
     code = exit_code_of(lambda: codes.append(actions[arguments.action](arguments.folder.absolute())))
     return code or codes[-1]
 
 
-def _start(folder: Path) -> int:
+def _start(folder: Path, nodes: int, host: str) -> int:
+    from ldznet.errors import UserError
     from pipeline.services import workstation
 
-    found, now = workstation.start(folder)
+    if host != LOOPBACK:
+        raise UserError(
+            f"--host {host}: the services listen on {LOOPBACK} alone, as SeaweedFS's own ports know no passwords and "
+            "Ray's traffic is open to read; reach them by `ssh -L`, or see docs/cluster.md for several machines"
+        )
+    found, now = workstation.start(folder, ray_nodes=nodes)
     _say("started; they go on until `ldznet services stop`" if now else "running already")
     return _show(found)
 

@@ -1,4 +1,4 @@
-"""Starts the ranks of a training by Ray Train, and keeps its checkpoints in the run's storage."""
+"""Starts the ranks of a training by Ray Train, and again where they are lost."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.ray_preemption import leaving_on_notice, notice_callback
 from jobs.training_storage import storage_filesystem
 from ldznet.errors import DataFault, UserError
 from pipeline.training.config import TrainConfig
@@ -17,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 Worker = Callable[[dict[str, Any]], Any]
 
-_PLACEMENT_TRIES = 3  # of a minute each: what a cluster gets to bring up nodes
+_PLACEMENT_SECONDS = (
+    30.0  # an attempt to place all ranks; then with what the cluster has by now, until patience ends
+)
+_CONTROLLER_FAILURES = -1  # of starts: as many as patience allows
 # Ray Train looks at its workers this often; a report waits for the next look (Ray's own default: 2 s).
 _POLL_SECONDS = "0.2"
 
@@ -28,11 +32,9 @@ class TrainingFailedError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RanksResult:
-    """What came of a training: rank 0's return value and where the newest checkpoint is."""
+    """What came of a training."""
 
-    value: Any
-    checkpoint: str | None  # key of its folder in the storage
-    metrics: dict[str, Any]  # reported with that checkpoint
+    value: Any  # that rank 0 returned
 
 
 def run_ranks(
@@ -40,67 +42,73 @@ def run_ranks(
 ) -> RanksResult:
     """Run `worker(config)` on every rank, in one torch process group, on the Ray that this process has joined.
 
-    A rank that is lost brings all ranks back, up to `max_failures` times; `RayCheckpoints` then gives the last
-    checkpoint. Calling again with the same storage and name goes on from there too.
+    A rank that is lost brings all ranks back, up to `max_failures` times, and so does the loss of the actor that
+    watches over them; ranks that left on a notice come back without being counted. What they then go on from is the
+    worker's own matter (`CheckpointStore`): Ray keeps no checkpoints here.
 
     Args:
         worker: Picklable; runs on each rank with the process group open (gloo on the CPU, NCCL on GPUs).
         config: Handed to the worker; picklable.
-        train_config: Ranks, threads, restarts, checkpoints to keep.
+        train_config: Ranks, threads, restarts.
         storage: `s3://bucket/prefix` (endpoint and credentials from `AWS_*` on every node), `file://` or a folder that
             every node sees.
         name: The run's folder in the storage.
 
     Raises:
         UserError: Raised by a rank, or the cluster cannot hold the ranks. Never retried, nor is a `DataFault` or a
-            `NonFiniteLossError`.
+            `DivergenceError`.
         TrainingFailedError: Anything else that ended a rank once too often.
     """
-    from ray.train import (
-        CheckpointConfig,
-        ControllerError,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-        WorkerGroupError,
-    )
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, WorkerGroupError
 
-    use_gpu = _use_gpus(train_config)
-    filesystem, path = storage_filesystem(storage)
     lasting = _cluster_outlives_us()
-    for key, value in _ray_train_settings(lasting=lasting).items():
-        os.environ.setdefault(key, value)
-    trainer = _trainer_class(lasting=lasting)(
+    for left in range(train_config.max_failures, -1, -1):
+        trainer = _trainer(worker, config, train_config, storage=storage, name=name, lasting=lasting)
+        try:
+            with _environment(_ray_train_settings(lasting=lasting)), _ctrl_c_interrupts():
+                return RanksResult(value=trainer.fit().return_value)
+        except ControllerError as error:
+            raise _controller_failure(error.controller_failure, train_config) from error
+        except WorkerGroupError as error:
+            cause = _first_cause(error.worker_failures)
+            raise _worker_failure(error.worker_failures, train_config) from cause
+        except RayActorError as error:  # the actor that watches over the ranks, which end with it
+            lost = error
+        logger.warning("Ray Train's controller was lost; starts left: %d", left)
+    raise TrainingFailedError(f"training could not go on: {lost}") from lost
+
+
+def _trainer(
+    worker: Worker,
+    config: dict[str, Any],
+    train_config: TrainConfig,
+    *,
+    storage: str,
+    name: str,
+    lasting: bool,
+) -> Any:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig
+    from ray.train.torch import TorchConfig
+
+    filesystem, path = storage_filesystem(storage)
+    return _trainer_class(train_config, lasting=lasting)(
         _start_rank,
         train_loop_config={"worker": worker, "config": config, "threads": train_config.threads},
-        scaling_config=ScalingConfig(
-            num_workers=train_config.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": train_config.threads} | ({"GPU": 1} if use_gpu else {}),
-        ),
+        torch_config=TorchConfig(timeout_s=round(train_config.cluster.collective_timeout_seconds)),
+        scaling_config=scaling_config(train_config),
         run_config=RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(
-                max_failures=train_config.max_failures, controller_failure_limit=_PLACEMENT_TRIES - 1
+                max_failures=train_config.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=train_config.keep_checkpoints),
             logging_config=LoggingConfig(log_level="CRITICAL"),
-            callbacks=[_stop_on_fatal()],
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(train_config.threads)}},
+            callbacks=[_stop_on_fatal(), notice_callback()],
+            worker_runtime_env={"env_vars": _rank_environment(train_config)},
         ),
     )
-    try:
-        with _ctrl_c_interrupts():
-            result = trainer.fit()
-    except ControllerError as error:
-        raise _controller_failure(error.controller_failure, train_config) from error
-    except WorkerGroupError as error:
-        raise _worker_failure(error.worker_failures, train_config) from _first_cause(error.worker_failures)
-    checkpoint = result.checkpoint.path if result.checkpoint is not None else None
-    return RanksResult(value=result.return_value, checkpoint=checkpoint, metrics=result.metrics or {})
 
 
 @contextmanager
@@ -126,7 +134,8 @@ def _start_rank(config: dict[str, Any]) -> Any:
         context.__file__,
     ):  # the second is a slip of Ray's: a logger named after its file
         logging.getLogger(name).setLevel(logging.ERROR)
-    return config["worker"](config["config"])
+    with leaving_on_notice():
+        return config["worker"](config["config"])
 
 
 def cluster_gpus() -> int:
@@ -136,12 +145,34 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def scaling_config(config: TrainConfig) -> Any:
+    """Ray's words for how many ranks, each with what, and where."""
+    from ray.train import ScalingConfig
+
+    workers, use_gpu = config.workers, _use_gpus(config)
+    return ScalingConfig(
+        num_workers=workers if isinstance(workers, int) else (workers.min, workers.max),
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.threads} | ({"GPU": 1} if use_gpu else {}),
+        placement_strategy=config.cluster.placement,
+        accelerator_type=config.cluster.accelerator,
+        elastic_resize_monitor_interval_s=config.cluster.resize_seconds,
+    )
+
+
+def _rank_environment(config: TrainConfig) -> dict[str, str]:
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""} if config.cluster.device == "cpu" else {}
+    return {"OMP_NUM_THREADS": str(config.threads), **no_gpu, **config.cluster.environment()}
+
+
 def _use_gpus(config: TrainConfig) -> bool:
-    gpus = cluster_gpus()
-    if 0 < gpus < config.workers:
+    if config.cluster.device != "auto":
+        return config.cluster.device == "gpu"
+    gpus, workers = cluster_gpus(), config.workers
+    if isinstance(workers, int) and 0 < gpus < workers:
         fitting = config.fitted_to_gpus(gpus).workers
         raise UserError(
-            f"train.workers={config.workers} ranks, but the cluster has {gpus} GPU{'' if gpus == 1 else 's'}: "
+            f"train.workers={workers} ranks, but the cluster has {gpus} GPU{'' if gpus == 1 else 's'}: "
             f"set train.workers={fitting} (the batch stays {config.batch_size})"
         )
     return gpus > 0
@@ -163,28 +194,46 @@ def _cluster_outlives_us() -> bool:
 def _ray_train_settings(*, lasting: bool) -> dict[str, str]:
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _POLL_SECONDS,
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(_PLACEMENT_SECONDS),
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints everything twice
     }
     return settings if lasting else settings | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-def _trainer_class(*, lasting: bool) -> Any:
-    """Ray's TorchTrainer; on a Ray that ends with us, without the actor that would clean up after us.
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Variables for as long as a training lasts, where they are not set already."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
-    That actor asks the state API each second, and complains each second where there is none. A private hook: Ray is
+
+def _trainer_class(config: TrainConfig, *, lasting: bool) -> Any:
+    """Ray's TorchTrainer with our scaling; on a Ray that ends with us, without the actor that would clean up after us.
+
+    That actor asks the state API each second, and complains each second where there is none. Private hooks: Ray is
     pinned.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    if lasting:
-        return TorchTrainer
+    from jobs.rank_scaling import rank_scaling
 
     class Trainer(TorchTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+            return [
+                each for each in callbacks if lasting or not isinstance(each, PlacementGroupCleanerCallback)
+            ]
+
+        def _initialize_and_run_controller(self, **parts: Any) -> Any:
+            policy = rank_scaling(self.scaling_config, config)
+            return super()._initialize_and_run_controller(**(parts | {"scaling_policy": policy}))
 
     return Trainer
 
@@ -203,18 +252,18 @@ def _stop_on_fatal() -> Any:
 
 
 def _is_fatal(error: BaseException) -> bool:
-    from pipeline.training.engine import NonFiniteLossError
+    from pipeline.training.divergence import DivergenceError
 
-    return isinstance(error, UserError | DataFault | NonFiniteLossError)
+    return isinstance(error, UserError | DataFault | DivergenceError)
 
 
 def _controller_failure(error: BaseException, config: TrainConfig) -> BaseException:
     if _is_fatal(error):
         return error
-    if "Startup" in type(error).__name__:
+    if type(error).__name__ == "InsufficientClusterResourcesError":
         return UserError(
-            f"the Ray cluster found no room for {config.workers} ranks of {config.threads} CPU threads: "
-            "lower train.workers or train.threads, or add nodes"
+            f"the Ray cluster, grown to its limit, has no room for {config.max_workers} ranks of {config.threads} CPU "
+            "threads: lower train.workers or train.threads, or raise the cluster's limit"
         )
     return TrainingFailedError(f"training could not go on: {type(error).__name__}: {error}")
 

@@ -1,4 +1,4 @@
-"""Keeps SeaweedFS, MLflow and a Ray head running until it is told to end: `python -m pipeline.services.keeper FOLDER`.
+"""Keeps SeaweedFS, MLflow and Ray running until it is told to end: `python -m pipeline.services.keeper FOLDER [NODES]`.
 
 It is the one process that `ldznet services start` leaves behind. It holds a lock in the folder for as long as it lives.
 The servers are its children under supervisors and end with it, even where it is killed.
@@ -35,7 +35,7 @@ HELD = 3  # exit code: another keeper has the folder
 log = logging.getLogger("pipeline.services.keeper")
 
 
-def keep(folder: Path) -> int:
+def keep(folder: Path, *, ray_nodes: int = 1) -> int:
     """Start the servers, tell where they are, wait for SIGTERM, end them all. The exit code."""
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -46,7 +46,7 @@ def keep(folder: Path) -> int:
         except BlockingIOError:
             return HELD
         try:
-            with _servers(folder) as (store, mlflow, ray):
+            with _servers(folder, ray_nodes) as (store, mlflow, ray):
                 _tell(folder, store, mlflow, ray)
                 ended.wait()
         finally:
@@ -63,7 +63,7 @@ def _leave(ended: threading.Event) -> None:
 
 
 @contextmanager
-def _servers(folder: Path) -> Iterator[tuple[SeaweedFS, MlflowServer, RayHead]]:
+def _servers(folder: Path, ray_nodes: int) -> Iterator[tuple[SeaweedFS, MlflowServer, RayHead]]:
     started: list[SeaweedFS | LoopbackServer] = []
     try:
         store = SeaweedFS(folder=folder / "seaweedfs", bucket=BUCKET)
@@ -71,7 +71,7 @@ def _servers(folder: Path) -> Iterator[tuple[SeaweedFS, MlflowServer, RayHead]]:
         access = store.environment()
         mlflow = MlflowServer(folder=folder / "mlflow", artifacts=f"s3://{BUCKET}/mlflow", store=access)
         started.append(mlflow.__enter__())
-        ray = RayHead(folder=folder / "ray", jobs=access | mlflow.environment())
+        ray = RayHead(folder=folder / "ray", jobs=access | mlflow.environment(), nodes=ray_nodes)
         started.append(ray.__enter__())
         yield store, mlflow, ray
     finally:
@@ -88,6 +88,10 @@ def _tell(folder: Path, store: SeaweedFS, mlflow: MlflowServer, ray: RayHead) ->
         "S3": (store.endpoint, store.pid, store.log),
         "MLflow": (mlflow.address, mlflow.pid, mlflow.log),
         "Ray": (ray.address, ray.pid, ray.log),
+        **{
+            f"Ray-node-{number}": (node.address, node.pid, node.log)
+            for number, node in enumerate(ray.others, 2)
+        },
     }
     record = {
         "keeper": ProcessIdentity.of(os.getpid()).to_json(),
@@ -105,4 +109,4 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", level=logging.INFO)
     for chatty in ("botocore", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    sys.exit(keep(Path(sys.argv[1])))
+    sys.exit(keep(Path(sys.argv[1]), ray_nodes=int(sys.argv[2]) if len(sys.argv) > 2 else 1))

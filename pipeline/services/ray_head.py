@@ -7,11 +7,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from pipeline.services.loopback_server import LoopbackServer, http_status
 from pipeline.services.ports import LOOPBACK, free_ports
+from pipeline.services.ray_node import RayNode
 
 _OBJECT_STORE_BYTES = 256 << 20  # shards go to object storage, never through Ray's memory
+_SHORTEST_SECRET = 8
 _TEMPORARY = "ldznet-ray-"
 
 # One port each, so that none is Ray's usual one, which another Ray of this machine may have.
@@ -38,9 +41,16 @@ class RayHead(LoopbackServer):
     name = "ray"
     grace_s = 5.0
 
-    def __init__(self, *, folder: Path, jobs: Mapping[str, str], cpus: int | None = None) -> None:
-        """`jobs` are variables that jobs find set, such as credentials: Ray would keep what a submitter sends."""
+    def __init__(
+        self, *, folder: Path, jobs: Mapping[str, str], cpus: int | None = None, nodes: int = 1
+    ) -> None:
+        """`jobs` are variables that jobs find set, such as credentials: Ray would keep what a submitter sends.
+
+        With more than one of `nodes`, others join the head, each with the machine's CPUs of its own.
+        """
         super().__init__(folder=folder)
+        self.others: list[RayNode] = []
+        self._count = nodes
         self._jobs = dict(jobs)
         self._cpus = cpus
         self._token = secrets.token_hex(32)
@@ -52,6 +62,11 @@ class RayHead(LoopbackServer):
         """Where jobs are submitted, and the dashboard."""
         return f"http://{LOOPBACK}:{self._ports['dashboard-port']}"
 
+    @property
+    def node_address(self) -> str:
+        """Where nodes join, and drivers."""
+        return f"{LOOPBACK}:{self._ports['port']}"
+
     def environment(self) -> dict[str, str]:
         """The variables by which `ray job submit` finds the head. They hold the token."""
         return {
@@ -61,8 +76,8 @@ class RayHead(LoopbackServer):
         }
 
     def secrets(self) -> Sequence[str]:
-        """The token, and the values that jobs are given."""
-        return (self._token, *self._jobs.values())
+        """The token, and the values that jobs are given; the shortest are none, and words of any message."""
+        return (self._token, *(value for value in self._jobs.values() if len(value) >= _SHORTEST_SECRET))
 
     def choose_ports(self) -> None:
         """A port for each of its servers, and a new folder for its sessions."""
@@ -71,7 +86,29 @@ class RayHead(LoopbackServer):
         self._sessions = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         self._pointer.symlink_to(self._sessions)
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        assert self._sessions is not None, "it runs"
+        try:
+            for number in range(2, self._count + 1):
+                node = RayNode(
+                    folder=self.folder,
+                    sessions=self._sessions / str(number),
+                    number=number,
+                    head=self.node_address,
+                    environment=self.servers_environment(),
+                    secrets=self.secrets(),
+                )
+                node.__enter__()
+                self.others.append(node)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
     def __exit__(self, *error: object) -> None:
+        while self.others:
+            self.others.pop().__exit__(*error)
         super().__exit__(*error)
         self._remove_sessions()
 
@@ -106,6 +143,7 @@ class RayHead(LoopbackServer):
             | self._jobs
             | {
                 "PATH": programs,  # a job's `python` is ours
+                "RAY_ADDRESS": self.node_address,  # for Ray's own actors, which look for a head, where there are others
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": self._token,
                 "RAY_USAGE_STATS_ENABLED": "0",

@@ -52,6 +52,7 @@ class Workstation:
         known = read_credentials(self.credentials)
         address = {service.name: service.address for service in self.services}
         return {
+            **{service.name: service.process.is_alive() for service in self.services},
             "S3": _s3_answers(known),
             "MLflow": mlflow_answers(address["MLflow"], password=known["MLFLOW_TRACKING_PASSWORD"]),
             "Ray": ray_answers(address["Ray"], token=known["RAY_AUTH_TOKEN"]),
@@ -72,10 +73,11 @@ def running(folder: Path) -> Workstation | None:
     return found if found.keeper.is_alive() else None
 
 
-def start(folder: Path) -> tuple[Workstation, bool]:
+def start(folder: Path, *, ray_nodes: int = 1) -> tuple[Workstation, bool]:
     """The services of a folder, started unless they run; whether they were started now.
 
-    They go on when the shell ends. Back when all three let in who has the credentials.
+    They go on when the shell ends. Back when all let in who has the credentials. `ray_nodes` counts the head;
+    several share this machine, to try what happens between nodes.
 
     Raises:
         RuntimeError: they do not start; the message ends with the last lines of the keeper's log.
@@ -89,7 +91,7 @@ def start(folder: Path) -> tuple[Workstation, bool]:
         return found, False
     output = folder / "keeper.log"
     while True:
-        keeper = _start_keeper(folder, output)
+        keeper = _start_keeper(folder, output, ray_nodes)
         try:
             found = _wait(folder, keeper)
         except BaseException:
@@ -127,10 +129,10 @@ def _service(name: str, facts: dict[str, Any]) -> Service:
     return Service(name=name, address=facts["address"], log=Path(facts["log"]), process=process)
 
 
-def _start_keeper(folder: Path, output: Path) -> subprocess.Popen[bytes]:
+def _start_keeper(folder: Path, output: Path, ray_nodes: int) -> subprocess.Popen[bytes]:
     with output.open("ab") as log_file:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.services.keeper", str(folder)],
+            [sys.executable, "-m", "pipeline.services.keeper", str(folder), str(ray_nodes)],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import COMMANDS
+from jobs.submit_request import RECIPE_JOBS
 from pipeline.cache.lease import LEASE_PREFIX
 from pipeline.recipe import Recipe
 
@@ -58,8 +59,10 @@ def test_commands_are_there(document: Path) -> None:
     ] == []
     assert targets <= set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
     if document == GUIDE:
-        assert {"plan", "cache", "precompute", "services"} <= commands
-        assert {"jobs.precompute", "jobs.train", "jobs.evaluate"} <= modules
+        assert {"plan", "cache", "precompute", "services", "submit"} <= commands
+        assert "jobs.pipeline" in modules
+        submitted = set(re.findall(r"ldznet submit ([a-z]+)", text))
+        assert {"pipeline", "evaluate"} <= submitted <= set(RECIPE_JOBS)
 
 
 def test_keys_of_recipes_are_there() -> None:
@@ -94,17 +97,17 @@ def test_policies_are_sound() -> None:
             ):
                 assert resource.startswith("arn:aws:s3:::ldznet")
                 assert ("/" in resource) == objects, "object actions are on objects, the others on the bucket"
-    # Precompute removes its leases and nothing else; training writes nothing under the cache.
-    assert removable(policy) == {f"arn:aws:s3:::ldznet/cache/{LEASE_PREFIX}*"}
-    assert removable(training) == {"arn:aws:s3:::ldznet/storage/*"}
+    # Under the cache both remove their leases and nothing else, and training writes nothing else.
+    leases = f"arn:aws:s3:::ldznet/cache/{LEASE_PREFIX}*"
+    assert allowed(policy, "s3:DeleteObject") == {leases}
+    for action in ("s3:PutObject", "s3:DeleteObject"):
+        assert allowed(training, action) == {leases, "arn:aws:s3:::ldznet/storage/*"}
     prefixes = {rule["Filter"]["Prefix"] for rule in lifecycle["Rules"] if "Expiration" in rule}
     assert prefixes == {"storage/"}
 
 
-def removable(policy: dict) -> set[str]:
-    return {
-        statement["Resource"] for statement in policy["Statement"] if "s3:DeleteObject" in statement["Action"]
-    }
+def allowed(policy: dict, action: str) -> set[str]:
+    return {statement["Resource"] for statement in policy["Statement"] if action in statement["Action"]}
 
 
 def test_the_guides_prefixes_are_the_overlays() -> None:

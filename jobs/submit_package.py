@@ -1,0 +1,126 @@
+"""What a submitted job runs in: the project folder without data, caches, runs and secrets, as one archive."""
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldznet.errors import UserError
+
+if TYPE_CHECKING:
+    from ray._private.thirdparty.pathspec import PathSpec
+
+LARGEST_MIB = 100
+_LARGEST_NAMED = 5
+_SHORTEST_SECRET = 12  # a shorter value is as likely a word of the text
+_IGNORE_FILES = (".gitignore", ".rayignore")
+# Beside what a project's own .gitignore and .rayignore name; git's syntax.
+_NEVER = (
+    ".git", ".hg", ".svn", ".venv", "venv", ".env", ".env.*", "*.env", "node_modules", "__pycache__", "*.egg-info",
+    ".*_cache", ".cache", ".hypothesis", ".ipynb_checkpoints", "/runs", "/data", "/mlruns", "*.db",
+    "*.pem", "*.key", ".netrc", ".pgpass", ".aws", ".ssh", ".ray", ".kube", "auth_token", "id_rsa*", "id_ed25519*",
+)  # fmt: skip
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # equal files make equal archives, which the cluster then has already
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Package:
+    """The files that go along: name in the job's working directory -> file here."""
+
+    files: Mapping[str, Path]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def write(self, archive: Path) -> None:
+        """Write the archive; equal files give equal bytes."""
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name, path in sorted(self.files.items()):
+                packed.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def collect_package(folder: Path, *, extra: Mapping[str, Path], secrets: Mapping[str, str]) -> Package:
+    """Gather a project folder's files.
+
+    Args:
+        folder: of the project; what its .gitignore and .rayignore files name stays here, as git reads them.
+        extra: further files, under these names.
+        secrets: variable -> value; no file may hold one.
+
+    Raises:
+        UserError: it is too large, or a file holds a secret.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, [])} | dict(extra)
+    package = Package(files=files)
+    _refuse_too_large(package)
+    _refuse_secrets(package, secrets)
+    return package
+
+
+def _walk(folder: Path, top: Path, rules: "list[tuple[Path, PathSpec]]") -> Iterator[Path]:
+    rules = [*rules, (folder, _rules_of(folder, top))]
+    for path in sorted(folder.iterdir()):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if _is_ignored(path, rules, is_folder=is_folder):
+            continue
+        if is_folder:
+            yield from _walk(path, top, rules)
+        elif path.is_file() and path.resolve().is_relative_to(top.resolve()):  # no link leads out of it
+            yield path
+
+
+def _rules_of(folder: Path, top: Path) -> "PathSpec":
+    from ray._private.thirdparty.pathspec import PathSpec
+
+    lines = list(_NEVER) if folder == top else []
+    for name in _IGNORE_FILES:
+        if (folder / name).is_file():
+            lines += (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+    return PathSpec.from_lines("gitwildmatch", lines)
+
+
+def _is_ignored(path: Path, rules: "list[tuple[Path, PathSpec]]", *, is_folder: bool) -> bool:
+    return any(
+        spec.match_file(path.relative_to(base).as_posix() + ("/" if is_folder else ""))
+        for base, spec in rules
+    )
+
+
+def _refuse_too_large(package: Package) -> None:
+    size = package.size
+    if size <= LARGEST_MIB << 20:
+        return
+    raise UserError(
+        f"the working directory holds {size / 2**20:.0f} MiB in {len(package.files)} files, more than "
+        f"{LARGEST_MIB} MiB: {_largest(package)}; name what the job does not need in .rayignore (as in .gitignore), "
+        "and put data on the object store"
+    )
+
+
+def _largest(package: Package) -> str:
+    """The largest files and folders directly below the top, with their sizes."""
+    sizes: dict[str, int] = {}
+    for name, path in package.files.items():
+        place, _, below = name.partition("/")
+        place = f"{place}/" if below else place
+        sizes[place] = sizes.get(place, 0) + path.stat().st_size
+    named = sorted(sizes, key=sizes.__getitem__, reverse=True)[:_LARGEST_NAMED]
+    return ", ".join(f"{place} {sizes[place] / 2**20:.1f} MiB" for place in named)
+
+
+def _refuse_secrets(package: Package, secrets: Mapping[str, str]) -> None:
+    wanted = {name: os.fsencode(value) for name, value in secrets.items() if len(value) >= _SHORTEST_SECRET}
+    if not wanted:
+        return
+    for name, path in package.files.items():
+        content = path.read_bytes()
+        for variable, value in wanted.items():
+            if value in content:
+                raise UserError(
+                    f"{name} holds the value of {variable}, and Ray keeps what it is sent: take it out, or name the "
+                    "file in .rayignore"
+                )

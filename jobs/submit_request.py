@@ -1,0 +1,155 @@
+"""A job as it is sent to a cluster: what runs, in which files and variables, and what is noted with it."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from jobs.submit_package import Package, collect_package
+from ldznet.errors import UserError
+from pipeline.tracking.config import SUBMISSION
+
+if TYPE_CHECKING:
+    from jobs.entry import RecipeJob
+    from pipeline.recipe import Recipe
+
+RECIPE_JOBS = ("pipeline", "scenes", "miniature", "precompute", "train", "evaluate", "probe")
+IDENTITY, DIGEST, JOB = "ldznet.identity", "ldznet.recipe_digest", "ldznet.job"
+_PLATFORM = "leave it out, and set it on the nodes, from the platform's secrets (docs/cluster.md)"
+_OUTSIDE = "submitted"  # where a recipe goes that lies outside the project's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """One job to submit."""
+
+    ID_VARIABLE: ClassVar[str] = SUBMISSION  # tells the job its own id, for its MLflow runs
+
+    job: str
+    words: tuple[str, ...]  # the entrypoint's
+    package: Package
+    environment: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+    @property
+    def entrypoint(self) -> str:
+        """What a shell on the head runs."""
+        return shlex.join(self.words)
+
+    def is_identical(self, other: Mapping[str, str]) -> bool:
+        """Whether a job with that metadata is this one: same words, files and variables."""
+        return other.get(IDENTITY) == self.metadata[IDENTITY]
+
+    def would_disturb(self, other: Mapping[str, str]) -> bool:
+        """Whether a job with that metadata does the same work on the same recipe, in another way."""
+        jobs = {self.job, other.get(JOB)}
+        return other.get(DIGEST) == self.metadata[DIGEST] and (len(jobs) == 1 or "pipeline" in jobs)
+
+    def submission_id(self, *, taken: Collection[str]) -> str:
+        """Follows from job and recipe: two that submit the same at once give the same, and the cluster takes one."""
+        first = f"{self.job}-{self.metadata['ldznet.recipe']}-{self.metadata[DIGEST][:10]}"
+        numbered = (first if number == 1 else f"{first}-{number}" for number in range(1, len(taken) + 2))
+        return next(name for name in numbered if name not in taken)
+
+    def describe(self) -> str:
+        """Exactly what would be sent, for a person; of variables the names."""
+        lines = {
+            "entrypoint": self.entrypoint,
+            "files": f"{len(self.package.files)}, {self.package.size:,} bytes",
+            "variables": ", ".join([*sorted(self.environment), self.ID_VARIABLE]),
+            **self.metadata,
+        }
+        width = max(map(len, lines))
+        return "\n".join(f"{label:<{width}}  {text}" for label, text in lines.items())
+
+
+def job_named(name: str) -> "RecipeJob":
+    """A job that can be submitted."""
+    if name not in RECIPE_JOBS:
+        raise UserError(f"there is no job {name!r} to submit: there are {', '.join(RECIPE_JOBS)}")
+    job: RecipeJob = import_module(f"jobs.{name}").main
+    return job
+
+
+def make_request(
+    job: str,
+    recipes: "Sequence[Recipe]",
+    *,
+    path: Path,
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    secrets: Mapping[str, str],
+) -> JobRequest:
+    """Put together what is sent.
+
+    Args:
+        job: of `RECIPE_JOBS`.
+        recipes: as the job will resolve them; several of a grid.
+        path: their file.
+        overrides: of the recipe.
+        flags: the job's own switches, `--` included.
+        folder: of the project.
+        environment: variables for the job.
+        secrets: variable -> value; nothing that is sent may hold one.
+
+    Raises:
+        UserError: the files are too many bytes, or something holds a secret.
+    """
+    for recipe in recipes:
+        refuse_secrets(recipe, secrets)
+    inside = path.resolve().is_relative_to(folder.resolve())
+    name = path.resolve().relative_to(folder.resolve()).as_posix() if inside else f"{_OUTSIDE}/{path.name}"
+    package = collect_package(folder, extra={name: path}, secrets=secrets)
+    if any(secret in word for word in overrides for secret in secrets.values()):
+        raise UserError(f"an override holds a credential, and Ray keeps what it is sent: {_PLATFORM}")
+    words = ("python", "-m", f"jobs.{job}", name, *overrides, *flags)
+    code = _files_digest(package)
+    identity = hashlib.sha256(json.dumps([words, code, dict(environment)]).encode()).hexdigest()
+    first = recipes[0]
+    requests = {f"ldznet.request.{one}": first.request_digest(one) for one in first.sets}
+    metadata = {
+        JOB: job,
+        "ldznet.version": version("ldznet"),
+        "ldznet.recipe": first.name,
+        DIGEST: first.digest() if len(recipes) == 1 else _digest_of_all(recipes),
+        "ldznet.files_digest": code,
+        IDENTITY: identity,
+        **requests,
+    }
+    return JobRequest(job=job, words=words, package=package, environment=environment, metadata=metadata)
+
+
+def refuse_secrets(recipe: "Recipe", secrets: Mapping[str, str]) -> None:
+    """A recipe is kept by Ray, MLflow and the cache: it holds no credential.
+
+    Raises:
+        UserError: it does; the key is named, the value is not.
+    """
+    from pipeline.tracking.params import leaves
+    from pipeline.tracking.redaction import redacted
+
+    content = recipe.model_dump(mode="json")
+    clean = dict(leaves(redacted(content)))
+    for key, value in leaves(content):
+        if clean.get(key) != value or any(secret in str(value) for secret in secrets.values()):
+            raise UserError(
+                f"the recipe's {key} holds a credential, and Ray and MLflow keep what they are sent: {_PLATFORM}"
+            )
+
+
+def _digest_of_all(recipes: "Sequence[Recipe]") -> str:
+    return hashlib.sha256("\n".join(recipe.digest() for recipe in recipes).encode()).hexdigest()
+
+
+def _files_digest(package: Package) -> str:
+    digest = hashlib.sha256()
+    for name, path in sorted(package.files.items()):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
