@@ -10,14 +10,17 @@ from ldznet.blocks import PAPER_BLOCKS
 from ldznet.config import Config
 from ldznet.miniature_ldm import MiniatureConfig
 from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
+from ldznet.noise_map_config import NoiseMapConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
 from pipeline.cache.spec import SCHEMA_VERSION, CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
 from pipeline.datasets.opening import DataConfig
 from pipeline.loading.config import LoaderConfig
 from pipeline.planning.config import PlanConfig
+from pipeline.probing.config import ProbeConfig
 from pipeline.scenes.config import ScenesConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.training.config import TrainConfig
+from pipeline.worker_count import WorkerCount, most_workers
 
 
 class LdmConfig(Config):
@@ -39,10 +42,24 @@ class CacheConfig(Config):
     url: str  # s3://bucket/prefix, file:///folder or a path
     shard_mebibytes: int = Field(default=256, ge=1, le=4096)  # one conditional PUT holds 5 GiB at most
     max_failed_share: float = Field(default=0.02, ge=0, le=1)  # above it the job stops
-    workers: int = Field(default=1, ge=1)
+    workers: WorkerCount = 1  # as many as the cluster has room for, up to this bound
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
+    accelerator: str | None = Field(
+        default=None, min_length=1
+    )  # only on nodes with it, by Ray's name: A100, H100
+    wait_minutes: float = Field(default=30, gt=0)  # for room, where there are fewer workers than the least
     attempts: int = Field(default=4, ge=1)  # for a shard whose worker dies
+
+    @property
+    def max_workers(self) -> int:
+        """Workers at most."""
+        return most_workers(self.workers)
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which it neither begins nor goes on for long."""
+        return 1 if isinstance(self.workers, int) else self.workers.min
 
 
 class NetworkOptions(Config):
@@ -76,11 +93,13 @@ class NetworkOptions(Config):
 class SystemConfig(Config):
     """Something to score. In a recipe the source alone is enough: `models: [runs/a/models/ldznet, masks/sam3]`."""
 
-    # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; or a folder of masks (see mask_folder.py).
+    # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; a folder of masks (see mask_folder.py); or
+    # `noise-map`: the frozen LDM itself, untrained (figure 1 of the paper).
     source: str = Field(min_length=1)
     name: str | None = Field(default=None, pattern=r"^[\w. +-]+$")  # in tables; none: the source's last part
     pixels: Literal["photo", "view"] = "photo"  # what CLIPSeg sees: the original photo, or the cached view
     prompt: str = DEFAULT_TEMPLATE  # CLIPSeg's
+    noise_map: NoiseMapConfig = NoiseMapConfig()
 
 
 class EvaluateConfig(Config):
@@ -130,6 +149,7 @@ class Recipe(Config):
     train_on: str = "train"  # the set that trains
     validate_on: str | None = "val"  # the set that chooses the best weights and the threshold
     evaluate: EvaluateConfig = EvaluateConfig()
+    probe: ProbeConfig = ProbeConfig()
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
 
@@ -151,6 +171,14 @@ class Recipe(Config):
             raise ValueError(f"network.blocks fuses block {missing[0]}, which features.blocks does not cache")
         if self.network.kind == "rgbnet" and not self.features.keep_images:
             raise ValueError("network.kind=rgbnet trains on pixels: set features.keep_images=true")
+        if self.train.features == "online" and self.loader.mode != "indexed":
+            raise ValueError(
+                f"loader.mode={self.loader.mode} reads shards, which train.features=online does not: leave it out"
+            )
+        if self.train.draws == "fresh" and self.sets[self.train_on].is_grid:
+            raise ValueError(
+                f"sets.{self.train_on}.timesteps.grid has so many draws and no more: set train.online_draws=cycle"
+            )
         return self
 
     @property

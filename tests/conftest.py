@@ -186,7 +186,7 @@ def small_recipe(tmp_path: Path, small_recipe_in: Callable[..., Path]) -> Callab
 def precompute_here() -> Callable[..., None]:
     """Computes every set of a recipe's file, as the job does, in this process and without Ray."""
     from pipeline.precompute.sets import finish_set, missing_work, plan_sets
-    from pipeline.precompute.worker import Refused, ShardTask, ShardWorker, WorkerSetup
+    from pipeline.precompute.worker import Refused, SetOfShards, ShardTask, ShardWorker, WorkerSetup
     from pipeline.recipe_file import load_recipe
 
     def precompute(path: Path, *overrides: str) -> None:
@@ -202,11 +202,10 @@ def precompute_here() -> Callable[..., None]:
             worker, computed = ShardWorker(setup), {}
             with plan.table:
                 for work in missing_work(plan, store=store):
-                    shard = work.shard.plan(plan.table)
-                    task = ShardTask(set_name=plan.set_name, spec=work.spec, data=plan.data, plan=shard)
-                    receipt = worker.compute(task)
-                    assert not isinstance(receipt, Refused), receipt
-                    computed[work.name] = receipt
+                    of = SetOfShards(set_name=plan.set_name, spec=work.spec, data=plan.data)
+                    shard = worker.commit(ShardTask(of=of, plan=work.shard.pack(plan.table)))
+                    assert not isinstance(shard, Refused), shard
+                    computed[work.name] = shard
                 finish_set(recipe, plan, store=store, computed=computed)
 
     return precompute

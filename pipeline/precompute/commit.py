@@ -125,6 +125,7 @@ def describe_shard(
         samples=tuple(packed.tar.spans),
         left_out=tuple(packed.left_out),
         environment=environment,
+        draw=plan.draw,
     )
 
 

@@ -5,7 +5,6 @@ a few batches whatever the size of the shard: photos are decoded ahead through a
 need (latents, contexts, masks, kept pictures) waits in a scratch file. Per member only its record stays in memory.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +31,7 @@ from pipeline.precompute.passes import (
     encode_views,
     member_noise,
 )
-from pipeline.precompute.preparation import Prepared, ViewKey, members_by_image, prepare_image
+from pipeline.precompute.preparation import Prepared, ViewKey, members_by_image, prepare_image, sample_facts
 from pipeline.precompute.scratch import Scratch, Stretch
 from pipeline.precompute.watch import ShardWatch
 from pipeline.views import View
@@ -199,19 +198,7 @@ class _Record:
 
     @property
     def facts(self) -> dict[str, object]:
-        sample = self.member.sample
-        return {
-            "phrase": sample.phrase,
-            "prompt": self.prompt,
-            "timestep": self.timestep,
-            "view": dataclasses.asdict(self.view),
-            "draw": self.member.draw,
-            "sample_id": self.member.sample_id,
-            "image_digest": self.member.image_digest,
-            "image_id": sample.image_id,
-            "label_id": sample.label_id,
-            "split": sample.split,
-        }
+        return sample_facts(self.member, view=self.view, prompt=self.prompt, timestep=self.timestep)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,6 +56,7 @@ def describe_conversion(
         left_out=source.left_out,
         environment=source.environment,
         converted_from=source.reference.object_key,
+        draw=source.reference.draw,
     )
 
 

@@ -69,7 +69,7 @@ def plan_increment(
     table: MemberTable, *, spec: CacheSpec, samples_per_shard: int, store: ObjectStore
 ) -> Increment:
     """Take over what is there, and cut the rest into fresh shards."""
-    claims = _Claims(table)
+    claims = _Claims(table, together=spec.policy.is_grid)
     kept: list[KeptShard] = []
     named: set[str] = set()
     for relation, manifest in _candidates(spec, store):
@@ -82,7 +82,13 @@ def plan_increment(
 
     def cut() -> list[PlannedShard]:
         return list(
-            plan_shards(table, spec_key=spec.key, samples_per_shard=samples_per_shard, rows=claims.unclaimed)
+            plan_shards(
+                table,
+                spec_key=spec.key,
+                samples_per_shard=samples_per_shard,
+                rows=claims.unclaimed,
+                together=spec.policy.is_grid,
+            )
         )
 
     fresh = cut()
@@ -100,8 +106,9 @@ def plan_increment(
 class _Claims:
     """Which members have a shard already."""
 
-    def __init__(self, table: MemberTable) -> None:
+    def __init__(self, table: MemberTable, *, together: bool) -> None:
         self._table = table
+        self._together = together
         self._claimed = np.zeros(len(table), bool)
 
     @property
@@ -119,6 +126,9 @@ class _Claims:
         left_out = self._table.rows_with(key_numbers(member.key for member in shard.left_out))
         left_out = left_out[left_out >= 0]
         rows = np.sort(np.concatenate([rows, left_out[~self._claimed[left_out]]]))
+        mixed = (self._table.draws[rows] != shard.reference.draw).any()
+        if mixed and not self._together:  # of before a shard held one draw only
+            return None
         self._claimed[rows] = True
         return rows if len(rows) else None
 
@@ -143,7 +153,9 @@ def _kept(
     table: MemberTable, spec: CacheSpec, relation: Relation, shard: CommittedShard, rows: NDArray[np.int64]
 ) -> KeptShard:
     def work(of: CacheSpec, source: CommittedShard | None = None) -> PlannedWork:
-        planned = PlannedShard(shard_id=shard_id(of.key, table.keys[rows]), rows=rows)
+        planned = PlannedShard(
+            shard_id=shard_id(of.key, table.keys[rows]), rows=rows, draw=shard.reference.draw
+        )
         return PlannedWork(spec=of, shard=planned, source=source)
 
     missing = relation.missing_blocks

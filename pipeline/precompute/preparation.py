@@ -3,6 +3,7 @@
 Pure, one image at a time and lazily: what is held is one photo and one view, whatever the size of the shard.
 """
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -43,11 +44,32 @@ class Prepared:
     timestep: int
 
 
+def sample_facts(member: Member, *, view: View, prompt: str, timestep: int) -> dict[str, object]:
+    """What is known of a sample besides its numbers, as it stands in a shard and in a batch."""
+    sample = member.sample
+    return {
+        "phrase": sample.phrase,
+        "prompt": prompt,
+        "timestep": timestep,
+        "view": dataclasses.asdict(view),
+        "draw": member.draw,
+        "sample_id": member.sample_id,
+        "image_digest": member.image_digest,
+        "image_id": sample.image_id,
+        "label_id": sample.label_id,
+        "split": sample.split,
+    }
+
+
 def draw_prompt_and_timestep(policy: PolicyConfig, *, seed: int, member: Member) -> tuple[str, int]:
     """The member's prompt template, filled in, and its timestep: from (seed, sample, draw) alone."""
-    generator = draw_generator("prompt and timestep", seed, member.sample_id, member.draw)
+    draw = policy.view_draw(member.draw)
+    generator = draw_generator("prompt and timestep", seed, member.sample_id, draw)
     template = policy.prompts[int(generator.integers(len(policy.prompts)))]
-    timestep = int(generator.integers(policy.timesteps.low, policy.timesteps.high))
+    if policy.timesteps.grid is not None:
+        timestep = policy.timesteps.grid[member.draw]
+    else:
+        timestep = int(generator.integers(policy.timesteps.low, policy.timesteps.high))
     return fill(template, member.sample.phrase.strip()), timestep
 
 
@@ -113,7 +135,8 @@ def _prepared(
     spec: CacheSpec, member: Member, view: View, *, pixels: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> Prepared:
     prompt, timestep = draw_prompt_and_timestep(spec.policy, seed=spec.features.seed, member=member)
-    own_latents = (member.sample_id, str(member.draw)) if spec.policy.view.policy == "published" else ()
+    draw = spec.policy.view_draw(member.draw)
+    own_latents = (member.sample_id, str(draw)) if spec.policy.view.policy == "published" else ()
     return Prepared(
         member=member,
         view=view,
@@ -147,7 +170,7 @@ def _decode_mask(member: Member, image: Image.Image, objects: "_ListedObjects") 
 
 
 def _choose_view(policy: PolicyConfig, mask: NDArray[np.bool_], *, seed: int, member: Member) -> View:
-    (height, width), size = mask.shape, policy.view.size
+    (height, width), size, draw = mask.shape, policy.view.size, policy.view_draw(member.draw)
     match policy.view.policy:
         case "squash":
             return squash_view(width=width, height=height, size=size)
@@ -155,15 +178,13 @@ def _choose_view(policy: PolicyConfig, mask: NDArray[np.bool_], *, seed: int, me
             return shared_view(
                 seed=seed,
                 image_id=member.image_digest,
-                draw=member.draw,
+                draw=draw,
                 width=width,
                 height=height,
                 size=size,
             )
         case "published":
-            return published_view(
-                seed=seed, sample_id=member.sample_id, draw=member.draw, mask=mask, size=size
-            )
+            return published_view(seed=seed, sample_id=member.sample_id, draw=draw, mask=mask, size=size)
 
 
 _READS = 2

@@ -1,15 +1,18 @@
 """How far a run of shards is: fed by `run_shards`, shown by whoever listens."""
 
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.cache.receipt import Receipt
-from pipeline.precompute.watch import WorkerState
+from pipeline.cache.committed_shard import CommittedShard
+from pipeline.precompute.watch import ShardState, WorkerState
 
 RATE_OVER_S: Final = 600.0  # rates are of the last so many seconds: a week is not judged by its first day
+_POINT_S: Final = 1.0  # between two points by which rates are measured
+_TOLD_S: Final = 0.1  # listeners are told no more often, but of the last shard
 _REASONS: Final = 1000  # distinct ones that are counted apart: they may name files
 _OTHERS: Final = "other reasons"
 
@@ -48,7 +51,7 @@ class Snapshot:
 
 
 class Progress:
-    """Counts of a run. One thread feeds it; listeners are called there, after every change."""
+    """Counts of a run. One thread feeds it; listeners are called there. How many workers there are costs nothing."""
 
     def __init__(
         self,
@@ -68,37 +71,48 @@ class Progress:
         self._clock, self._started = clock, clock()
         self._shards = self._members = self._samples = self._bytes = self._failed = self._filtered = 0
         self._reasons: Counter[str] = Counter()
-        self._workers: tuple[WorkerState, ...] = ()
+        self._workers: tuple[str, ...] = ()
+        self._in_flight: dict[str, tuple[str, ShardState]] = {}  # by shard: who is at it, and how far
+        self._computed = 0  # members of those
         self._committed: set[str] = set()
         self._points: deque[tuple[float, int, int]] = deque([(self._started, 0, 0)])  # time, members, bytes
+        self._told = -math.inf
         self._listeners: list[Callable[[Snapshot], None]] = []
 
     def listen(self, listener: Callable[[Snapshot], None]) -> None:
-        """Have a function called with a snapshot after every change: every few seconds, and after every shard."""
+        """Have a function called with a snapshot after changes: ten times a second at most, and at the end."""
         self._listeners.append(listener)
 
-    def shard_committed(self, receipt: Receipt, *, members: int) -> None:
+    def shard_committed(self, shard: CommittedShard, *, members: int) -> None:
         """One shard more is committed."""
-        failed = receipt.left_out_for("failed")
+        failed = [member for member in shard.left_out if member.why == "failed"]
         self._shards += 1
         self._members += members
-        self._samples += len(receipt.samples)
-        self._bytes += receipt.size
+        self._samples += len(shard.rows)
+        self._bytes += shard.reference.size
         self._failed += len(failed)
-        self._filtered += len(receipt.left_out_for("filtered"))
+        self._filtered += len(shard.left_out) - len(failed)
         for member in failed:
             known = member.reason in self._reasons or len(self._reasons) < _REASONS
             self._reasons[member.reason if known else _OTHERS] += 1
         # What was reported of it as in flight is counted with the committed ones now, also where the report comes late.
-        self._committed.add(receipt.shard_id)
-        self._workers = tuple(_without(state, self._committed) for state in self._workers)
-        self._changed()
+        self._committed.add(shard.reference.shard_id)
+        _, state = self._in_flight.pop(shard.reference.shard_id, ("", None))
+        self._computed -= state.computed if state else 0
+        self._changed(at_once=self._shards == self._shards_total)
 
     def workers_are(self, states: Iterable[WorkerState]) -> None:
         """What the workers are at."""
-        in_flight = (_without(state, self._committed) for state in states)
-        self._workers = tuple(sorted(in_flight, key=lambda state: state.worker))
-        self._changed()
+        told = sorted(states, key=lambda state: state.worker)
+        self._workers = tuple(state.worker for state in told)
+        self._in_flight = {
+            shard.shard_id: (state.worker, shard)
+            for state in told
+            for shard in state.shards
+            if shard.shard_id not in self._committed
+        }
+        self._computed = sum(shard.computed for _, shard in self._in_flight.values())
+        self._changed(at_once=True)
 
     def snapshot(self) -> Snapshot:
         """As it stands."""
@@ -123,25 +137,29 @@ class Progress:
             failed=self._failed,
             filtered=self._filtered,
             reasons=tuple(self._reasons.most_common()),
-            workers=self._workers,
+            workers=self._worker_states,
         )
 
     @property
-    def _members_done(self) -> int:
-        return self._members + sum(shard.computed for state in self._workers for shard in state.shards)
+    def _worker_states(self) -> tuple[WorkerState, ...]:
+        at: dict[str, list[ShardState]] = {worker: [] for worker in self._workers}
+        for worker, shard in self._in_flight.values():
+            at[worker].append(shard)
+        return tuple(WorkerState(worker=worker, shards=tuple(shards)) for worker, shards in at.items())
 
-    def _changed(self) -> None:
+    @property
+    def _members_done(self) -> int:
+        return self._members + self._computed
+
+    def _changed(self, *, at_once: bool = False) -> None:
         now = self._clock()
+        if len(self._points) > 1 and now - self._points[-2][0] < _POINT_S:
+            self._points.pop()
         self._points.append((now, self._members_done, self._bytes))
         while len(self._points) > 2 and self._points[1][0] <= now - RATE_OVER_S:
             self._points.popleft()
-        if self._listeners:
+        if self._listeners and (at_once or now - self._told >= _TOLD_S):
+            self._told = now
             snapshot = self.snapshot()
             for listener in self._listeners:
                 listener(snapshot)
-
-
-def _without(state: WorkerState, committed: Container[str]) -> WorkerState:
-    return WorkerState(
-        worker=state.worker, shards=tuple(shard for shard in state.shards if shard.shard_id not in committed)
-    )

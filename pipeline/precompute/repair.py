@@ -89,7 +89,7 @@ def _work(listed: ListedSet, broken: BrokenShard, *, store: ObjectStore) -> Brok
             f"{reference.object_key} cannot be computed again from the set {listed.set_name!r}: its samples are not "
             f"all there any more; `ldznet cache collect --drop {reference.cache_key[:12]}` gives the cache up"
         )
-    planned = PlannedShard(shard_id=reference.shard_id, rows=rows)
+    planned = PlannedShard(shard_id=reference.shard_id, rows=rows, draw=reference.draw)
     source = _source(store, spec.key, reference.shard_id) if spec.features.stored_from else None
     work = PlannedWork(spec=spec, shard=planned, source=source)
     return BrokenWork(work=work, object_key=reference.object_key)

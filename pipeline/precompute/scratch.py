@@ -1,18 +1,8 @@
-"""Local scratch of a shard in the making: a folder of its own, and a file that takes what memory shall not hold.
+"""Local scratch of a shard in the making: a folder of its own, and a file that takes what memory shall not hold."""
 
-A folder is held by a lock on it (`flock`), which the system drops when the process ends, however it ends. So a worker
-that starts can tell what dead ones left behind and remove it, and never takes a living one's: across containers, and
-whatever process ids are used again.
-"""
-
-import fcntl
-import logging
 import os
-import shutil
-import stat
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,58 +11,19 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from pipeline.held_folder import held_folder, sweep_folders
 
 _PREFIX: Final = "ldznet-shard-"
 
 
-@contextmanager
-def shard_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder that goes at the end; in `parent`, else where the system keeps temporary files (`TMPDIR`)."""
-    parent = parent or Path(tempfile.gettempdir())
-    held = None
-    while held is None:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        held = _hold(path)  # None where a worker that starts just took it for a dead one's
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
+def shard_folder(parent: Path | None = None) -> AbstractContextManager[Path]:
+    """A folder of its own for one shard; see `held_folder`."""
+    return held_folder(_PREFIX, parent)
 
 
 def sweep_stale_folders(parent: Path | None = None) -> int:
-    """Remove the folders of dead processes of this user; their number."""
-    parent, removed = parent or Path(tempfile.gettempdir()), 0
-    for path in sorted(parent.glob(f"{_PREFIX}*")):
-        held = _hold(path)
-        if held is None:
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(held)
-        removed += 1
-    if removed:
-        logger.info("removed %d scratch folders that dead workers left in %s", removed, parent)
-    return removed
-
-
-def _hold(path: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None where another process does, or it is gone, or not ours."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None  # gone, another user's, or no folder
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        opened, named = os.fstat(descriptor), path.lstat()
-    except OSError:  # BlockingIOError: it is held; FileNotFoundError: it went between the two lines
-        os.close(descriptor)
-        return None
-    ours = opened.st_uid == os.getuid() and stat.S_ISDIR(named.st_mode)
-    if not ours or (opened.st_dev, opened.st_ino) != (named.st_dev, named.st_ino):
-        os.close(descriptor)
-        return None
-    return descriptor
+    """Remove the folders of dead workers; their number."""
+    return sweep_folders(_PREFIX, parent)
 
 
 @dataclass(frozen=True, slots=True)

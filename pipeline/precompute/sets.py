@@ -19,7 +19,7 @@ from pipeline.cache.manifest import (
     write_manifest,
 )
 from pipeline.cache.member_table import MemberTable
-from pipeline.cache.receipt import LeftOut, Receipt, read_receipts
+from pipeline.cache.receipt import LeftOut, read_receipts
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stored_type import TORCH_DTYPES, feature_bytes, plain_dtype
 from pipeline.datasets.opening import DataConfig, open_dataset
@@ -134,9 +134,14 @@ def list_set(
     )
 
 
+def samples_per_shard(recipe: Recipe, listed: ListedSet) -> int:
+    """How many samples a shard of the recipe's size holds."""
+    return max(1, recipe.cache.shard_mebibytes * 2**20 // listed.sample_bytes)
+
+
 def plan_set(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> SetPlan:
     """Take over what the cache holds of a set, and cut the rest into shards."""
-    per_shard = max(1, recipe.cache.shard_mebibytes * 2**20 // listed.sample_bytes)
+    per_shard = samples_per_shard(recipe, listed)
     increment = plan_increment(listed.table, spec=listed.spec, samples_per_shard=per_shard, store=store)
     _refuse_what_has_no_source(listed.set_name, listed.spec, increment)
     known = {field.name: getattr(listed, field.name) for field in fields(ListedSet)}
@@ -188,7 +193,7 @@ def finish_set(
     plan: SetPlan,
     *,
     store: ObjectStore,
-    computed: Mapping[ShardName, Receipt],
+    computed: Mapping[ShardName, CommittedShard],
     run_id: str | None = None,
 ) -> SetResult:
     """Write the manifest of a set whose shards are all committed, and let the recipe's request lead to it.
@@ -197,15 +202,15 @@ def finish_set(
         recipe: what asked for the set.
         plan: the set's plan.
         store: the cache.
-        computed: receipts of the shards computed now; the others' are read.
+        computed: the shards computed now; the others' receipts are read.
         run_id: the MLflow run that computed them.
 
     Raises:
         UserError: more samples are faulty than `cache.max_failed_share` allows.
     """
-    receipts = _all_receipts(plan, store=store, computed=computed)
-    shards = [CommittedShard.from_receipts(receipts[work.name]) for work in plan.increment.fresh]
-    shards += [_joined(kept, receipts) for kept in plan.increment.kept]
+    committed = _all_committed(plan, store=store, computed=computed)
+    shards = [committed[work.name] for work in plan.increment.fresh]
+    shards += [_joined(kept, committed) for kept in plan.increment.kept]
     shards.sort(key=lambda shard: shard.reference.object_key)
     left_out = tuple(member for shard in shards for member in shard.left_out)
     refuse_too_many_failures(recipe, plan, left_out)
@@ -216,24 +221,24 @@ def finish_set(
         answer = find_answer(store, request)
         run_id = answer.run_id if answer else None
     answer_request(store, request, manifest, run_id=run_id)
-    ours = [receipts[work.name] for work in plan.increment.work if work.name in computed]
+    ours = [committed[work.name] for work in plan.increment.work if work.name in computed]
     return SetResult(
         set_name=plan.set_name,
         manifest=manifest,
         shards_computed=len(ours),
-        samples_computed=sum(len(receipt.samples) for receipt in ours),
+        samples_computed=sum(len(shard.rows) for shard in ours),
         left_out=left_out,
     )
 
 
-def _all_receipts(
-    plan: SetPlan, *, store: ObjectStore, computed: Mapping[ShardName, Receipt]
-) -> dict[ShardName, Receipt]:
+def _all_committed(
+    plan: SetPlan, *, store: ObjectStore, computed: Mapping[ShardName, CommittedShard]
+) -> dict[ShardName, CommittedShard]:
     work = list(plan.increment.work)
-    receipts = {one.name: computed[one.name] for one in work if one.name in computed}
+    committed = {one.name: computed[one.name] for one in work if one.name in computed}
     for cache_key in sorted({one.spec.key for one in work}):
         wanted = [
-            one.shard.shard_id for one in work if one.spec.key == cache_key and one.name not in receipts
+            one.shard.shard_id for one in work if one.spec.key == cache_key and one.name not in committed
         ]
         found = read_receipts(store, cache_key=cache_key, shard_ids=wanted)
         for shard_id, receipt in zip(wanted, found, strict=True):
@@ -241,15 +246,13 @@ def _all_receipts(
                 raise OSError(
                     f"the receipt of shard {shard_id} is gone: is something deleting from {store.url}?"
                 )
-            receipts[cache_key, shard_id] = receipt
-    return receipts
+            committed[cache_key, shard_id] = CommittedShard.from_receipts(receipt)
+    return committed
 
 
-def _joined(kept: KeptShard, receipts: Mapping[ShardName, Receipt]) -> CommittedShard:
-    shard = kept.source
-    if kept.conversion is not None:
-        shard = CommittedShard.from_receipts(receipts[kept.conversion.name])
-    return shard if kept.column is None else shard.with_column(receipts[kept.column.name])
+def _joined(kept: KeptShard, committed: Mapping[ShardName, CommittedShard]) -> CommittedShard:
+    shard = kept.source if kept.conversion is None else committed[kept.conversion.name]
+    return shard if kept.column is None else shard.with_column(committed[kept.column.name])
 
 
 def _tell_of_other_hardware(plan: SetPlan, shards: Iterable[CommittedShard]) -> None:

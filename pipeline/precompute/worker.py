@@ -1,11 +1,12 @@
 """One process that computes shards, two at a time: one has the device while the other decodes, packs or uploads."""
 
 import os
+import pickle
 import socket
 import sys
 import threading
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from pipeline.cache.committed_shard import CommittedShard
-from pipeline.cache.plan import ShardPlan
+from pipeline.cache.plan import PackedPlan, ShardPlan
 from pipeline.cache.receipt import Receipt
 from pipeline.cache.spec import CacheSpec, FeaturesConfig
 from pipeline.cache.stored_type import TORCH_DTYPES
@@ -46,16 +47,46 @@ class WorkerSetup:
     decoders: int = 2  # threads that decode, a shard
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardTask:
-    """One shard to commit, of one set: to compute, or to convert from `source`, the same samples in another type."""
+@dataclass(frozen=True, kw_only=True)
+class SetOfShards:
+    """What the shards of a set have in common. It is pickled once, and not once a shard."""
 
     set_name: str
     spec: CacheSpec
     data: DataConfig
-    plan: ShardPlan
+
+    @cached_property
+    def cache_key(self) -> str:
+        """Of the numeric specification."""
+        return self.spec.key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _set_of_shards, (self._pickled,)
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps((self.set_name, self.spec, self.data))
+
+
+@cache
+def _set_of_shards(pickled: bytes) -> SetOfShards:
+    set_name, spec, data = pickle.loads(pickled)  # noqa: S301 - what the run's own driver pickled, sent by Ray
+    return SetOfShards(set_name=set_name, spec=spec, data=data)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardTask:
+    """One shard to commit, of one set: to compute, or to convert from `source`, the same samples in another type."""
+
+    of: SetOfShards
+    plan: ShardPlan | PackedPlan
     source: CommittedShard | None = None
     repair: bool = False  # compute it though a receipt stands, and put right what is not as the receipt says
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Cache key and shard id."""
+        return self.of.cache_key, self.plan.shard_id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +97,7 @@ class Refused:
 
 
 class ShardWorker:
-    """One process with the frozen LDM loaded. Several threads may call `compute` at once, and `state` meanwhile."""
+    """One process with the frozen LDM loaded. Several threads may call `commit` at once, and `state` meanwhile."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
@@ -76,22 +107,22 @@ class ShardWorker:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         sweep_stale_folders()
 
-    def compute(self, task: ShardTask) -> Receipt | Refused:
-        """Compute or convert one shard, and commit it."""
-        watch = ShardWatch(shard_id=task.plan.shard_id, members=len(task.plan.members))
+    def commit(self, task: ShardTask) -> CommittedShard | Refused:
+        """Compute or convert one shard, and commit it. What comes back is a tenth of its receipt."""
+        watch = ShardWatch(shard_id=task.plan.shard_id, members=len(task.plan))
         self._watches.append(watch)
         try:
-            with self._metrics.shard(task.spec.key, watch) as counted:
+            with self._metrics.shard(task.of.cache_key, watch) as counted:
                 receipt = self._commit(task, watch)
                 counted(receipt)
-                return receipt
+                return CommittedShard.from_receipts(receipt)
         except UserError as error:
             return Refused(reason=str(error))
         finally:
             self._watches.remove(watch)
 
     def _commit(self, task: ShardTask, watch: ShardWatch) -> Receipt:
-        spec, shard_id = task.spec, task.plan.shard_id
+        spec, shard_id = task.of.spec, task.plan.shard_id
         if task.source is not None:
             redo = repair_conversion if task.repair else convert_shard
             with watch.stage("converting"):
@@ -101,11 +132,12 @@ class ShardWorker:
         )
         with self._loading:
             networks = self._networks
-        places = {"data": self._data(task.data), "store": self._store}
+        plan = task.plan.unpack()
+        places = {"data": self._data(task.of.data), "store": self._store}
         how: dict[str, Any] = {"spec": spec, "watch": watch, "decoders": self._setup.decoders, **places}
         if task.repair:
-            return repair_shard(task.plan, networks=networks, **how)
-        return commit_shard(task.plan, ldm=networks, **how)
+            return repair_shard(plan, networks=networks, **how)
+        return commit_shard(plan, ldm=networks, **how)
 
     def state(self) -> WorkerState:
         """What it is at."""

@@ -23,9 +23,15 @@ BENCHMARKS = (
     "precompute_overhead",
     "two_workers",
     "shard_writing",
+    "loader_s3",
+    "loader_disk",
+    "loader_first_batch",
+    "loader_memory",
     "stored_types",
+    "online_training",
     "plan_accuracy",
     "planning",
+    "driver_bookkeeping",
 )
 NEEDS_CUDA = ("precompute_gpu",)
 

@@ -21,11 +21,23 @@ RECORDS = {
     "precompute_overhead": {"precompute_overhead"},
     "two_workers": {"two_workers"},
     "shard_writing": {"shard_writing"},
+    "loader_s3": {"loader_s3", "loader_s3_cpu", "loader_s3_webdataset"},  # LitData is no side of a quick run
+    "loader_disk": {"loader_disk_webdataset"},
+    "loader_first_batch": {"loader_first_batch"},
+    "loader_memory": {"loader_memory"},
     "stored_types": {"stored_types", "stored_types_miou"},
+    "online_training": {"cached_against_authors", "cached_against_online", "training_data_wait"},
     "plan_accuracy": {"plan_accuracy"},
     "planning": {"planning_time", "planning_memory", "resume"},
 }
-NEEDS_S3 = {"precompute_overhead", "shard_writing"}
+NEEDS_S3 = {
+    "loader_first_batch",
+    "loader_memory",
+    "loader_s3",
+    "online_training",
+    "precompute_overhead",
+    "shard_writing",
+}
 
 
 @pytest.fixture(autouse=True)

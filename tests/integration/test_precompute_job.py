@@ -74,12 +74,16 @@ def test_a_cache_holds_each_sample_of_each_set(computed: str, recipe: Path) -> N
         loader = CacheLoader(
             reader=SampleReader(store=store, manifest=manifest), batch_size=8, remainder="pad"
         )
-        batches = list(loader.epoch(Position()))
-        assert sum(int(batch.weight.sum()) for batch in batches) == manifest.samples
+        draws = range(loaded.sets[name].draws)
+        rows = np.concatenate([loader.order(epoch) for epoch in draws])
+        assert np.array_equal(np.sort(rows), np.arange(manifest.samples))
+        for draw in draws:
+            batches = list(loader.epoch(Position(epoch=draw)))
+            assert {facts["draw"] for batch in batches for facts in batch.facts} == {draw}
         assert batches[0].latents.shape == (8, 4, 8, 8)
         assert list(batches[0].features) == [6, 7, 8, 9, 10]
         assert {facts["split"] for batch in batches for facts in batch.facts} == {name}
-    assert len(receipts(store)) == len(shards(store)) == 12 + 1
+    assert len(receipts(store)) == len(shards(store)) == 4 * 2 + 1  # a draw's shards are its own
 
 
 def test_a_second_run_computes_nothing_and_says_so(

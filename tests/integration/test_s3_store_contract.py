@@ -41,6 +41,8 @@ def test_a_missing_key_is_a_key_error(store):
         lambda: store.get("no/such"),
         lambda: store.get_range("no/such", start=0, length=1),
         lambda: store.get_range("no/such", start=0, length=0),
+        lambda: store.get_range_into("no/such", start=0, buffers=[memoryview(bytearray(1))]),
+        lambda: store.get_range_into("no/such", start=0, buffers=[]),
     ):
         with pytest.raises(KeyError, match="no/such"):
             read()
@@ -55,6 +57,24 @@ def test_a_range_is_exact_or_an_error(store):
     for start, length in ((250, 7), (256, 1), (10_000, 10)):
         with pytest.raises(OSError, match="a ends"):
             store.get_range("a", start=start, length=length)
+
+
+def test_a_range_fills_buffers_in_their_order_or_is_an_error(store):
+    store.put("a", bytes(range(256)) * 4000)
+    for start, sizes in (
+        (0, [256]),
+        (10, [0, 3, 0, 0, 250]),
+        (255, [1]),
+        (1, [1] * 3000),
+        (77, [900_000, 7, 100_000]),
+    ):
+        buffers = [memoryview(bytearray(size)) for size in sizes]
+        store.get_range_into("a", start=start, buffers=buffers)
+        assert b"".join(buffers) == store.get_range("a", start=start, length=sum(sizes))
+    store.get_range_into("a", start=3, buffers=[memoryview(bytearray(0))])
+    for start, sizes in ((1_023_999, [1, 1]), (1_024_000, [1]), (0, [1_024_000, 5]), (2_000_000, [10])):
+        with pytest.raises(OSError, match="a ends"):
+            store.get_range_into("a", start=start, buffers=[memoryview(bytearray(size)) for size in sizes])
 
 
 def test_an_empty_object_is_an_object(store):

@@ -116,6 +116,11 @@ def test_a_body_cut_short_is_read_again(behind, direct, faults):
     assert behind.get("a") == body
     faults.plan["GET"] = ["cut"]
     assert behind.get_range("a", start=1000, length=50_000) == body[1000:51_000]
+    for fault in ("cut", "503", "reset"):
+        faults.plan["GET"] = [fault]
+        buffers = [memoryview(bytearray(20_000)), memoryview(bytearray(30_000))]
+        behind.get_range_into("a", start=1000, buffers=buffers)
+        assert b"".join(buffers) == body[1000:51_000]
 
 
 def test_a_body_always_cut_short_is_an_error(behind, direct, faults):
@@ -125,6 +130,9 @@ def test_a_body_always_cut_short_is_an_error(behind, direct, faults):
         behind.get("a")
     with pytest.raises(OSError, match="in 3 tries"):
         behind.get_range("a", start=1000, length=50_000)
+    faults.plan["GET"] = ["cut"] * 6
+    with pytest.raises(OSError, match="in 3 tries"):
+        behind.get_range_into("a", start=1000, buffers=[memoryview(bytearray(50_000))])
 
 
 def test_a_listing_survives_throttling(behind, direct, faults):

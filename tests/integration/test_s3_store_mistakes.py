@@ -13,6 +13,7 @@ from pipeline.services.ports import free_ports
 CALLS = {
     "get": lambda store: store.get("a"),
     "get_range": lambda store: store.get_range("a", start=0, length=1),
+    "get_range_into": lambda store: store.get_range_into("a", start=0, buffers=[memoryview(bytearray(1))]),
     "put": lambda store: store.put("a", b"1"),
     "create": lambda store: store.create("a", b"1"),
     "replace": lambda store: store.replace("a", b"1", etag="0"),

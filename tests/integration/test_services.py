@@ -34,10 +34,10 @@ class Services:
     family: list[psutil.Process]
 
 
-def services(action: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def services(action: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """`ldznet services ACTION`, in a session that is closed when it returns."""
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "services", action, "--folder", str(folder)],
+        [sys.executable, "-m", "jobs.cli", "services", action, "--folder", str(folder), *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -88,7 +88,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     except UserError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("services")
-    done = services("start", folder)
+    done = services("start", folder, "--nodes", "2")
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         family = family_of(folder / "services.json")
@@ -118,6 +118,8 @@ def test_a_table_of_addresses_is_printed_and_no_secret(running: Services) -> Non
     ):
         (line,) = [line for line in running.printed.splitlines() if line.split()[:1] == [name]]
         assert line.split()[1:3] == [running.environment[key], "well"]
+    (node,) = [line for line in running.printed.splitlines() if line.split()[:1] == ["Ray-node-2"]]
+    assert node.split()[2] == "well"
     written = [path.read_text(errors="replace") for path in running.folder.glob("*/*.log")]
     written += [running.printed, *(path.read_text() for path in running.folder.glob("*.log"))]
     written += [" ".join(process.cmdline()) for process in running.family if process.is_running()]
@@ -200,6 +202,10 @@ def test_mlflow_records_for_its_user_only(running: Services) -> None:
 
 def test_a_job_runs_with_the_token_only(running: Services) -> None:
     ray = Path(sys.executable).with_name("ray")
+    script = (
+        "import os, ray; ray.init(logging_level='error')\n"
+        "print('bucket at', os.environ['AWS_ENDPOINT_URL'], 'with', len(ray.nodes()), 'nodes')"
+    )
     words = [
         ray,
         "job",
@@ -207,14 +213,14 @@ def test_a_job_runs_with_the_token_only(running: Services) -> None:
         "--",
         "python",
         "-c",
-        "import os; print('bucket at', os.environ['AWS_ENDPOINT_URL'])",
+        script,
     ]
     done = subprocess.run(
         words, env=running.environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
-        f"bucket at {running.environment['AWS_ENDPOINT_URL']}" in done.stdout
+        f"bucket at {running.environment['AWS_ENDPOINT_URL']} with 2 nodes" in done.stdout
     )  # jobs find the credentials set
     assert "succeeded" in done.stdout
     address = running.environment["RAY_API_SERVER_ADDRESS"]

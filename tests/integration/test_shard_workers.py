@@ -26,7 +26,7 @@ from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.object_store.opening import open_store
 from pipeline.precompute.progress import Progress, Snapshot
-from pipeline.precompute.worker_pool import ShardTask, ShardWorker, WorkerSetup, run_shards
+from pipeline.precompute.worker_pool import SetOfShards, ShardTask, ShardWorker, WorkerSetup, run_shards
 from pipeline.recipe import CacheConfig
 
 PATIENCE_S = 120
@@ -46,15 +46,16 @@ def tasks(small_data: Path, miniature_ldm: Path) -> list[ShardTask]:
     """A dozen shards and more, of one photo each."""
     data = DataConfig(format="folder", root=str(small_data))
     dataset = open_dataset(data)
-    policy = PolicyConfig.model_validate({"view": {"policy": "published", "size": 64}, "draws": 8})
+    policy = PolicyConfig.model_validate({"view": {"policy": "published", "size": 64}, "draws": 4})
     spec = CacheSpec(
         ldm_digest=ldm_digest(miniature_ldm), features=FeaturesConfig(stored_dtype="fp32"), policy=policy
     )
     digests = ContentDigests(store=dataset.store)
-    with MemberTable.from_samples(dataset.samples("train"), draws=8, digest=digests) as table:
-        shards = [shard.plan(table) for shard in plan_shards(table, spec_key=spec.key, samples_per_shard=24)]
+    with MemberTable.from_samples(dataset.samples("train"), draws=4, digest=digests) as table:
+        shards = [shard.pack(table) for shard in plan_shards(table, spec_key=spec.key, samples_per_shard=12)]
     assert len(shards) == 12
-    return [ShardTask(set_name="train", spec=spec, data=data, plan=shard) for shard in shards]
+    of = SetOfShards(set_name="train", spec=spec, data=data)
+    return [ShardTask(of=of, plan=shard) for shard in shards]
 
 
 @pytest.fixture
@@ -64,8 +65,8 @@ def setup_in(miniature_ldm: Path, tasks: list[ShardTask]) -> Callable[[Path], Wo
     def make(folder: Path) -> WorkerSetup:
         return WorkerSetup(
             ldm_source=str(miniature_ldm),
-            ldm_digest=tasks[0].spec.ldm_digest,
-            features=tasks[0].spec.features,
+            ldm_digest=tasks[0].of.spec.ldm_digest,
+            features=tasks[0].of.spec.features,
             cache_url=str(folder),
         )
 
@@ -79,7 +80,7 @@ def one_by_one(
     """Every object that one worker writes in this process, one shard after another."""
     worker = ShardWorker(setup_in(tmp_path / "one by one"))
     for task in tasks:
-        worker.compute(task)
+        worker.commit(task)
     return objects(tmp_path / "one by one")
 
 
@@ -126,23 +127,42 @@ def test_tasks_are_taken_as_they_are_needed_and_the_bytes_are_those_of_one_at_a_
             taken += 1
             yield task
 
-    progress = Progress(shards=len(tasks), members=sum(len(task.plan.members) for task in tasks))
+    progress = Progress(shards=len(tasks), members=sum(len(task.plan) for task in tasks))
     progress.listen(seen.append)
     config = CacheConfig(url=str(tmp_path / "cache"), workers=2)
-    receipts = {}
-    for task, receipt in run_shards(
-        lazily(), setup=setup_in(tmp_path / "cache"), config=config, progress=progress
+    committed = {}
+    for task, shard in run_shards(
+        lazily(), shards=12, setup=setup_in(tmp_path / "cache"), config=config, progress=progress
     ):
-        receipts[task.plan.shard_id] = receipt
-        assert taken <= len(receipts) + 2 * 2 + 2  # two in flight a worker, one waiting for each
+        committed[task.plan.shard_id] = shard
+        assert taken <= len(committed) + 2 * 2 + 2  # two in flight a worker, one waiting for each
     assert objects(tmp_path / "cache") == one_by_one
-    assert receipts.keys() == {task.plan.shard_id for task in tasks}
+    assert committed.keys() == {task.plan.shard_id for task in tasks}
     wait_for(lambda: not worker_processes())
     last = seen[-1]
-    assert (last.shards, last.members, last.seconds_left) == (12, 12 * 24, 0)
-    assert last.samples == sum(len(receipt.samples) for receipt in receipts.values())
-    assert last.bytes_written == sum(receipt.size for receipt in receipts.values())
+    assert (last.shards, last.members, last.seconds_left) == (12, 12 * 12, 0)
+    assert last.samples == sum(len(shard.rows) for shard in committed.values())
+    assert last.bytes_written == sum(shard.reference.size for shard in committed.values())
     assert [snapshot.shards for snapshot in seen] == sorted(snapshot.shards for snapshot in seen)
+
+
+def test_who_has_nothing_left_is_let_go_before_the_end(
+    ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
+) -> None:
+    """So that an autoscaler may take the node; and what goes through Ray is small beside the shards."""
+    import ray
+
+    config = CacheConfig.model_validate({"url": str(tmp_path), "workers": {"min": 1, "max": 2}})
+    runs = run_shards(tasks, shards=12, setup=setup_in(tmp_path), config=config)
+    committed = [next(runs) for _ in range(11)]
+    wait_for(lambda: len(worker_processes()) <= 1)  # nobody asks the pool for more meanwhile
+    committed += runs
+    assert len(committed) == 12
+    wait_for(lambda: not worker_processes())
+    inline = 100 << 10  # bytes; what is larger takes up Ray's object store
+    for task, shard in committed:
+        through_ray = len(ray.cloudpickle.dumps(task)), len(ray.cloudpickle.dumps(shard))
+        assert max(through_ray) < inline < shard.reference.size, through_ray
 
 
 def test_one_worker_is_seen_at_two_shards(
@@ -158,14 +178,19 @@ def test_one_worker_is_seen_at_two_shards(
     progress.listen(seen.append)
     config = CacheConfig(url=str(tmp_path), workers=1)
     assert (
-        len(list(run_shards(iter(tasks), setup=setup_in(tmp_path), config=config, progress=progress))) == 12
+        len(
+            list(
+                run_shards(iter(tasks), shards=12, setup=setup_in(tmp_path), config=config, progress=progress)
+            )
+        )
+        == 12
     )
     states = [state for snapshot in seen for state in snapshot.workers]
     assert len({state.worker for state in states}) == 1
     assert max(len(state.shards) for state in states) == 2
     stages = {shard.stage for state in states for shard in state.shards}
     assert {"decoding", "computing"} <= stages
-    assert all(shard.computed <= shard.members == 24 for state in states for shard in state.shards)
+    assert all(shard.computed <= shard.members == 12 for state in states for shard in state.shards)
 
 
 def test_metrics_are_served_to_prometheus(
@@ -174,7 +199,7 @@ def test_metrics_are_served_to_prometheus(
     import ray
 
     port = ray.nodes()[0]["MetricsExportPort"]
-    key = tasks[0].spec.key[:12]
+    key = tasks[0].of.cache_key[:12]
 
     def told() -> dict[str, float]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
@@ -188,9 +213,9 @@ def test_metrics_are_served_to_prometheus(
 
     before = told().get("ray_ldznet_precompute_samples_total", 0.0)
     config = CacheConfig(url=str(tmp_path), workers=1)
-    runs = run_shards(tasks, setup=setup_in(tmp_path), config=config)
+    runs = run_shards(tasks, shards=12, setup=setup_in(tmp_path), config=config)
     committed = [next(runs)[1] for _ in range(6)]
-    samples = before + sum(len(receipt.samples) for receipt in committed)
+    samples = before + sum(len(shard.rows) for shard in committed)
     # The worker is alive, waiting to be asked for more: what it counts is served.
     wait_for(lambda: told().get("ray_ldznet_precompute_samples_total", 0.0) >= samples)
     figures = told()
@@ -211,7 +236,7 @@ def test_both_shards_of_a_killed_worker_are_computed_by_another(
 ) -> None:
     config = CacheConfig(url=str(tmp_path / "cache"), workers=1, attempts=2)
     done = 0
-    for _ in run_shards(tasks, setup=setup_in(tmp_path / "cache"), config=config):
+    for _ in run_shards(tasks, shards=12, setup=setup_in(tmp_path / "cache"), config=config):
         done += 1
         if done == 3:
             (victim,) = worker_processes()
@@ -243,12 +268,12 @@ def test_the_shard_that_kills_is_named_and_spoils_no_other(
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    first, *rest = tasks[1].plan.members
+    first, *rest = (whole := tasks[1].plan.unpack()).members
     deadly = replace(first, sample=replace(first.sample, mask=DeadlyMask()))
-    plan = replace(tasks[1].plan, members=(deadly, *rest))
+    plan = replace(whole, members=(deadly, *rest))
     hurt = [tasks[0], replace(tasks[1], plan=plan), *tasks[2:]]
     config = CacheConfig(url=str(tmp_path), workers=1, attempts=3)
-    runs = run_shards(hurt, setup=setup_in(tmp_path), config=config)
+    runs = run_shards(hurt, shards=12, setup=setup_in(tmp_path), config=config)
     try:
         with pytest.raises(RuntimeError, match=f"shard {plan.shard_id} lost its worker 3 times"):
             list(runs)
@@ -262,15 +287,25 @@ def test_what_a_worker_refuses_ends_the_run_and_leaves_nothing_running(
 ) -> None:
     setup = replace(setup_in(tmp_path), ldm_digest="another")
     with pytest.raises(UserError, match="is not the same on every node"):
-        list(run_shards(tasks, setup=setup, config=CacheConfig(url=str(tmp_path), workers=2)))
+        list(run_shards(tasks, shards=12, setup=setup, config=CacheConfig(url=str(tmp_path), workers=2)))
     wait_for(lambda: not worker_processes())
+
+
+def test_room_is_waited_for_and_not_for_ever(
+    ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
+) -> None:
+    config = CacheConfig(url=str(tmp_path), workers=2, accelerator="H100", wait_minutes=0.01)
+    with pytest.raises(UserError, match=r"had room for 0 workers.*each takes 1 CPUs on H100; add nodes"):
+        list(run_shards(tasks, shards=12, setup=setup_in(tmp_path), config=config))
+    assert not worker_processes()
 
 
 def test_who_stops_taking_leaves_nothing_running(
     ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
 ) -> None:
     before = threading.active_count()
-    runs = run_shards(tasks, setup=setup_in(tmp_path), config=CacheConfig(url=str(tmp_path), workers=2))
+    config = CacheConfig(url=str(tmp_path), workers=2)
+    runs = run_shards(tasks, shards=12, setup=setup_in(tmp_path), config=config)
     next(runs)
     assert worker_processes()
     runs.close()

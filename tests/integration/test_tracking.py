@@ -1,7 +1,5 @@
-"""Tracking and the model registry against a real MLflow on SQLite."""
+"""Tracking against a real MLflow on SQLite. The model registry: test_registered_model.py."""
 
-import base64
-import io
 import json
 import logging
 import os
@@ -13,18 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from ldznet.errors import UserError
-from ldznet.ldm_folder import ldm_digest
-from ldznet.miniature_ldm import MiniatureConfig, build_miniature_ldm
-from ldznet.modeling import NetworkConfig, build_network, unet_config_of
-from ldznet.prediction_config import PredictionConfig
-from ldznet.predictor import Predictor
-from pipeline.models.registered import register_model, resolve_model
 from pipeline.tracking.client import open_client, sqlite_uri
 from pipeline.tracking.history import logged_curve
 from pipeline.tracking.tracker import Tracker, TrackingConfig
@@ -191,6 +180,35 @@ def test_mlflow_away_to_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert len(list((tmp_path / "run").glob("metrics-spool-*.jsonl"))) == 1
 
 
+def test_runs_that_share_a_folder_keep_their_spools_apart(tmp_path: Path) -> None:
+    both = []
+    for name in ("one", "other"):
+        tracker = Tracker(QUIET.model_copy(update={"run_name": name}), folder=tmp_path)
+        both.append(tracker.start(job="train"))
+        tracker.finish()
+    database = Path(tracker.uri.removeprefix("sqlite:///"))
+    database.rename(away := tmp_path / "away.db")
+    database.mkdir()  # in its place, so that nothing can be made there
+    for number, run_id in enumerate(both):
+        tracker = Tracker(QUIET, folder=tmp_path)
+        tracker.start(job="train", run_id=run_id)
+        tracker.log_metrics({"loss": float(number)}, 1)
+        tracker.finish()
+    assert len(list(tmp_path.glob("metrics-spool-*.jsonl"))) == 2
+    database.rmdir()
+    away.rename(database)
+    # A run without an id yet does not touch them, and each goes to its own.
+    third = Tracker(QUIET, folder=tmp_path)
+    third.start(job="grid")
+    third.finish()
+    for number, run_id in enumerate(both):
+        tracker = Tracker(QUIET, folder=tmp_path)
+        tracker.start(job="train", run_id=run_id)
+        tracker.finish()
+        assert history(tracker, "loss") == [(1, float(number))]
+    assert not list(tmp_path.glob("metrics-spool*"))
+
+
 def test_a_server_that_is_not_there(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
@@ -260,111 +278,3 @@ assert not {{"mlflow", "torch", "matplotlib"}} & set(sys.modules), "slow imports
     environment = {**os.environ, "PYTHONPATH": str(root)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environment)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LD-ZNet with its LDM, saved as training saves it."""
-    folder = tmp_path_factory.mktemp("model")
-    config = MiniatureConfig(
-        block_out_channels=(8, 16, 16, 16), attention_heads=2, norm_groups=4, context_width=16, text_layers=1,
-        text_heads=2, vocabulary_size=300, vae_channels=(4, 4, 4, 4),
-    )  # fmt: skip
-    ldm = build_miniature_ldm(folder / "ldm", config=config, phrases=["the red apple"])
-    torch.manual_seed(0)
-    network = build_network(NetworkConfig(unet=unet_config_of(ldm), positional_latent_side=8))
-    network.save_pretrained(folder / "network")
-    PredictionConfig(ldm_source=str(ldm), ldm_digest=ldm_digest(ldm), size=64).save(folder / "network")
-    return folder / "network"
-
-
-PREDICT = """
-import sys, json, base64
-import mlflow, pandas as pd
-# Only what the artifact holds: a machine that serves has no checkout.
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model("models:/segmenter@best")
-path = sys.argv[2]
-data = open(path, "rb").read()
-rows = []
-for image in (path, data, base64.b64encode(data).decode()):
-    table = pd.DataFrame({"image": [image, image], "phrase": ["the red apple", "the sky"]})
-    rows.append(model.predict(table).to_dict("records"))
-import ldznet
-print(json.dumps({"rows": rows, "code": ldznet.__file__, "pipeline": "pipeline" in sys.modules}))
-"""
-
-
-def test_a_registered_model_serves_without_the_checkout(tmp_path: Path, model_folder: Path) -> None:
-    tracker = Tracker(QUIET, folder=tmp_path)
-    with tracker:
-        run_id = tracker.start(job="train")
-        assert register_model(tracker, model_folder, name="segmenter", alias="best") == "1"
-        assert register_model(tracker, model_folder, name="segmenter", alias="best") == "2"
-    artifacts = tmp_path / "mlflow-artifacts"
-    assert not [
-        path for path in artifacts.rglob("*") if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".pyc"}
-    ]
-    run = open_client(tracker.uri).get_run(str(run_id))
-    assert len(run.outputs.model_outputs) == 2
-
-    photo = Image.fromarray(np.random.default_rng(0).integers(255, size=(70, 90, 3), dtype=np.uint8))
-    photo.save(tmp_path / "photo.png")
-    arguments = [sys.executable, "-c", PREDICT, tracker.uri, str(tmp_path / "photo.png")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        arguments, check=True, capture_output=True, text=True, cwd=artifacts, env=environment
-    )
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert Path(answer["code"]).is_relative_to(artifacts)
-    assert not answer["pipeline"]
-    predictor = Predictor.from_pretrained(model_folder)
-    predictor.set_image(photo)
-    expected = predictor.predict(["the red apple", "the sky"])
-    for rows in answer["rows"]:
-        for row, prediction in zip(rows, expected, strict=True):
-            mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["mask_png"]))))
-            assert np.array_equal(mask == 255, prediction.mask)
-            assert row["area"] == pytest.approx(prediction.mask.mean())
-
-
-def test_a_reference_resolves_to_the_model_folder(
-    tmp_path: Path, model_folder: Path, monkeypatch: Any
-) -> None:
-    tracker = Tracker(QUIET, folder=tmp_path)
-    with tracker:
-        tracker.start(job="train")
-        register_model(tracker, model_folder, name="segmenter", alias="best")
-    for reference in ("models:/segmenter@best", "models:/segmenter/1"):
-        found = resolve_model(reference, tracker.uri)
-        assert {path.name: path.read_bytes() for path in found.iterdir()} == {
-            path.name: path.read_bytes() for path in model_folder.iterdir()
-        }
-    assert resolve_model("models:/segmenter@best", tracker.uri, folder=tmp_path / "here").is_relative_to(
-        tmp_path / "here"
-    )
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
-    assert resolve_model("models:/segmenter/1") == resolve_model("models:/segmenter/1", tracker.uri)
-    assert resolve_model(model_folder) == model_folder
-    for wrong, said in (
-        ("models:/segmenter@worst", "alias worst not found"),
-        ("models:/other@best", "other not found"),
-        ("models:/segmenter/7", "version=7"),
-        ("models:/segmenter", "write models:/NAME@ALIAS"),
-        (str(tmp_path / "nothing"), "there is no model folder"),
-    ):
-        with pytest.raises(UserError, match=said) as raised:
-            resolve_model(wrong)
-        assert "\n" not in str(raised.value)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(UserError, match="--tracking-uri"):
-        resolve_model("models:/segmenter@best")
-
-
-def test_registering_what_is_not_there_or_while_mlflow_is_away(tmp_path: Path, model_folder: Path) -> None:
-    tracker, _ = blocked(tmp_path)
-    tracker.start(job="train")
-    assert register_model(tracker, model_folder, name="segmenter", alias="best") is None
-    with pytest.raises(UserError, match="there is no model folder"):
-        register_model(tracker, tmp_path / "nothing", name="segmenter", alias="best")

@@ -83,6 +83,7 @@ def commit(store: ObjectStore, folder: Path, table: MemberTable, work: PlannedWo
         samples=tuple(writer.spans),
         left_out=(),
         environment=Environment(device="cpu", versions={}),
+        draw=work.shard.draw,
     )
     return commit_receipt(store, cache_key=work.spec.key, receipt=receipt)
 
@@ -96,7 +97,9 @@ def finish(
         shard = kept.source
         if kept.conversion:
             shard = CommittedShard.from_receipts(receipts[kept.conversion.name])
-        shards.append(shard.with_column(receipts[kept.column.name]) if kept.column else shard)
+        if kept.column:
+            shard = shard.with_column(CommittedShard.from_receipts(receipts[kept.column.name]))
+        shards.append(shard)
     return write_manifest(store, spec=spec, dataset="made", split="train", shards=shards)
 
 

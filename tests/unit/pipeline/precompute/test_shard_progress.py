@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.receipt import Environment, LeftOut, Receipt, SampleSpan
 from pipeline.precompute.progress import RATE_OVER_S, Progress, Snapshot
 from pipeline.precompute.watch import ShardState, ShardWatch, WorkerState
@@ -17,11 +18,11 @@ class Clock:
         return self.now
 
 
-def receipt(name: str, *, samples: int = 10, failed: tuple[str, ...] = (), filtered: int = 0) -> Receipt:
+def shard(name: str, *, samples: int = 10, failed: tuple[str, ...] = (), filtered: int = 0) -> CommittedShard:
     def left_out(why: Any, reason: str) -> LeftOut:
         return LeftOut(key="0" * 32, image="a.png", phrase="a", why=why, reason=reason)
 
-    return Receipt(
+    made = Receipt(
         shard_id=name,
         object_key=f"{'0' * 64}/shards/{'0' * 32}-{'0' * 16}.tar",
         sha256="0" * 64,
@@ -35,6 +36,7 @@ def receipt(name: str, *, samples: int = 10, failed: tuple[str, ...] = (), filte
         ),
         environment=Environment(device="cpu", versions={}),
     )
+    return CommittedShard.from_receipts(made)
 
 
 def at(shard: str, computed: int) -> WorkerState:
@@ -48,9 +50,7 @@ def test_counts_rates_and_time_left() -> None:
     progress.listen(seen.append)
     assert progress.snapshot().seconds_left is None
     clock.now += 10
-    progress.shard_committed(
-        receipt("a", samples=16, failed=("torn", "empty", "torn"), filtered=1), members=20
-    )
+    progress.shard_committed(shard("a", samples=16, failed=("torn", "empty", "torn"), filtered=1), members=20)
     clock.now += 10
     progress.workers_are([at("b", 12)])
     now = seen[-1]
@@ -68,8 +68,9 @@ def test_counts_rates_and_time_left() -> None:
     assert str(now) == (
         "32 of 100 samples in 1 of 5 shards; 1.6 samples/s, 0.0 MB/s; 42 s left; 3 failed, 1 filtered"
     )
+    clock.now += 10
     # Its 12 samples in flight are not counted again when it is committed.
-    progress.shard_committed(receipt("b"), members=20)
+    progress.shard_committed(shard("b"), members=20)
     assert seen[-1].members == 40
 
 
@@ -78,10 +79,10 @@ def test_rates_are_of_late() -> None:
     progress = Progress(members=10**6, clock=clock)
     for _ in range(100):  # slow at first
         clock.now += 30
-        progress.shard_committed(receipt("a"), members=10)
+        progress.shard_committed(shard("a"), members=10)
     for _ in range(200):
         clock.now += 30
-        progress.shard_committed(receipt("a"), members=300)
+        progress.shard_committed(shard("a"), members=300)
     assert clock.now - 100 > 2 * RATE_OVER_S
     assert progress.snapshot().members_per_s == pytest.approx(10, rel=0.06)
 
@@ -89,7 +90,7 @@ def test_rates_are_of_late() -> None:
 def test_reasons_without_end_are_counted_together() -> None:
     progress = Progress()
     for number in range(3000):
-        progress.shard_committed(receipt("a", failed=(f"image {number} is torn",)), members=11)
+        progress.shard_committed(shard("a", failed=(f"image {number} is torn",)), members=11)
     now = progress.snapshot()
     assert now.failed == 3000
     assert now.reasons[0] == ("other reasons", 2000)
@@ -116,7 +117,7 @@ def test_a_watch_tells_stage_counts_and_seconds() -> None:
 def test_a_late_report_of_a_committed_shard_counts_it_once() -> None:
     progress = Progress(shards=2, members=20)
     progress.workers_are([at("a", 10)])
-    progress.shard_committed(receipt("a"), members=10)
+    progress.shard_committed(shard("a"), members=10)
     progress.workers_are([at("a", 10)])  # asked before, answered after
     assert progress.snapshot().members == 10
     assert progress.snapshot().workers == (WorkerState(worker="host:1", shards=()),)
