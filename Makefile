@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit integration test-faults bench audit services services-stop format clean
+.PHONY: help setup demo test lint types imports unit integration test-faults test-cluster bench audit services services-stop format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
 
 test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
 	@$(BIN)/python -m pytest --long --timeout 3600 tests/fault
+
+test-cluster: setup ## Several nodes, submitted jobs, grids, kills of trainings, loader processes: most of an hour on 2 cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long --timeout 3600 -m long tests/integration tests/fault
 
 bench: setup ## Benchmarks, both sides of each in one run; docs/benchmarks.md is made from them
 	@$(BIN)/python -m tests.benchmarks.run_all

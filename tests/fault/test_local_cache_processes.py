@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 ROOT = Path(__file__).resolve().parents[2]
 
 WRITER = """

@@ -13,7 +13,7 @@ from fault.plain_ranks import ENGINES, EVERY, MOMENTS, STEPS, Blow, Training, dr
 from pipeline.training.checkpoint_store import SCRATCH
 from pipeline.training.preemption import EXIT_CODE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # `make test-cluster`
 
 
 @pytest.fixture(scope="module")

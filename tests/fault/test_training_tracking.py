@@ -31,7 +31,7 @@ from pipeline.training.ddp_engine import DDPEngine
 from pipeline.training.loop import train
 from pipeline.training.observer import TrainingObserver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # `make test-cluster`
 
 STEPS = 30
 METRICS = ("train/loss", "train/lr", "train/grad_norm", "train/epoch", "train/samples_per_second")

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from pipeline.services.child import last_lines
+from pipeline.services.child import ChildServer, last_lines
 from pipeline.services.ports import LOOPBACK, free_ports, is_free
 
 CHECKOUT = Path(__file__).parents[2]
@@ -57,8 +57,7 @@ class Node:
     """A node that was started."""
 
     name: str
-    process: subprocess.Popen[bytes]
-    log: Path
+    server: ChildServer
     ports: Mapping[str, int]
 
 
@@ -122,8 +121,7 @@ class RayNodes:
         self._seen += family
         for process in sorted(family, key=lambda each: Path(name_of(each)).name != "raylet"):
             _kill(process)
-        node.process.kill()
-        node.process.wait(30)
+        node.server.stop()
         wait_for(lambda: not [_kill(each) for each in _marked(_OF_NODE, node.name)], 30)
         self.nodes.remove(node)
 
@@ -179,10 +177,10 @@ class RayNodes:
     ) -> Node:
         for _ in range(_TRIES):
             node = self._try_to_start([*words], [*port_names], cpus=cpus, resources=resources)
-            if node.process.poll() is None:
+            if node.server.exit_code() is None:
                 return node
             self.kill(node)
-        raise AssertionError(last_lines(node.log, 40))
+        raise AssertionError(last_lines(node.server.log, 40))
 
     def _try_to_start(
         self, words: list[str], port_names: list[str], *, cpus: int, resources: Mapping[str, float] | None
@@ -199,18 +197,12 @@ class RayNodes:
         command += [f"--object-store-memory={80 << 20}", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--resources={json.dumps(dict(resources or {}))}"]
         command += [f"--{name}={port}" for name, port in ports.items()]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment(name),
-                start_new_session=True,
-            )
-        node = Node(name=name, process=process, log=log, ports=ports)
+        server = ChildServer(
+            command, environment=self._environment(name), folder=self._folder, log=log, grace_s=2
+        )
+        node = Node(name=name, server=server, ports=ports)
         self.nodes.append(node)
-        wait_for(lambda: _STARTED in log.read_text(errors="replace") or process.poll() is not None)
+        wait_for(lambda: _STARTED in log.read_text(errors="replace") or server.exit_code() is not None)
         return node
 
     def _environment(self, name: str) -> dict[str, str]:

@@ -28,6 +28,8 @@ from pipeline.loading.worker_processes import PlannedBatches
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 SAMPLES = (31, 29)
 
 

@@ -20,6 +20,8 @@ from pipeline.training import rank_training, ranks
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.observer import TrainingObserver
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 STEPS = 10  # two and a half epochs of 4 batches
 CACHED: list[str] = []
 FRESH = ["train.features=online"]

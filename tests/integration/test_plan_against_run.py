@@ -57,8 +57,11 @@ def ldm(miniature_ldm: Path) -> Iterator[FrozenLDM]:
 
 
 @pytest.fixture
-def planned(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """The plan of a recipe, by the command."""
+def planned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Any]]:
+    """The plan of a recipe, by the command. The calibration decodes every member, however slow the machine is."""
+    monkeypatch.setattr("pipeline.planning.calibration._LEAST_MEMBERS", 10**6)
 
     def run(*arguments: object) -> dict[str, Any]:
         capsys.readouterr()

@@ -8,10 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from integration.ray_nodes import PATIENCE_S, RayNodes
+from integration.ray_nodes import PATIENCE_S, RayNodes, wait_for
 
 from pipeline.object_store.opening import open_store
 from pipeline.services.child import last_lines
+
+pytestmark = pytest.mark.long  # `make test-cluster`
 
 ACTOR = "ray::ShardWorker"
 
@@ -116,14 +118,16 @@ def test_nodes_that_join_are_taken_in(
 def test_a_killed_node_costs_nothing_but_time(
     cluster: RayNodes, words: list[str], on_one_node: dict[str, str], s3_url: str, tmp_path: Path
 ) -> None:
-    """Four nodes, then three."""
+    """Four nodes, then three. What the victim is at it will not end: it is held up first."""
     while len(cluster.nodes) < 4:
         cluster.add_node(cpus=1)
     log = tmp_path / "driver.log"
     driver = cluster.drive("jobs.precompute", *words, f"cache.url={s3_url}", "cache.workers=4", log=log)
     victim = cluster.nodes[2]
     at_work = partial(cluster.workers, victim, f"{ACTOR}.commit")
-    cluster.while_running(driver, log, lambda: receipts(s3_url) and at_work())
+    cluster.while_running(driver, log, lambda: receipts(s3_url))
+    for worker in cluster.while_running(driver, log, at_work):
+        worker.suspend()
     cluster.kill(victim)
     struck_after = len(receipts(s3_url))
     told = end_of(driver, log)
@@ -142,11 +146,16 @@ def test_after_the_head_is_lost_submitting_again_completes_the_rest(
     driver = cluster.drive("jobs.precompute", *words, f"cache.url={s3_url}", "cache.workers=2", log=log)
     cluster.while_running(driver, log, lambda: receipts(s3_url))
     head, *others = cluster.nodes
+    held = [worker for node in others for worker in cluster.workers(node, ACTOR)]
+    for worker in held:
+        worker.suspend()
     cluster.kill(head)
     driver.kill()  # it ran on the head
     driver.wait()
+    for worker in held:
+        worker.resume()
     for node in others:  # a node that has lost its head goes by itself
-        node.process.wait(PATIENCE_S)
+        wait_for(lambda: node.server.exit_code() is not None)  # noqa: B023 - called at once
         cluster.kill(node)
     standing = len(receipts(s3_url))
     assert not [info.key for info in open_store(s3_url).list("requests/")]

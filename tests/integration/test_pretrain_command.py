@@ -19,7 +19,7 @@ from pipeline.pretraining.recipe_file import load_pretrain_recipe
 from pipeline.pretraining.show import show_pretrained
 from pipeline.tracking.client import open_client, sqlite_uri
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # `make test-cluster`
 
 
 def write_recipe(folder: Path, **changes: Any) -> Path:

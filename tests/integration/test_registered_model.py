@@ -30,6 +30,8 @@ from pipeline.services.ports import LOOPBACK, free_ports, is_free
 from pipeline.tracking.client import open_client, sqlite_uri
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 QUIET = TrackingConfig(experiment="tests", system_metrics=False)
 PHRASES = ["the red apple", "the sky"]
 

@@ -26,6 +26,8 @@ from pipeline.loading.sequential import SequentialLoader
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 SAMPLES = (36, 33)
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "cache-format.md"
 

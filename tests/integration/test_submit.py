@@ -24,6 +24,8 @@ from pipeline.services.mlflow_server import MlflowServer
 from pipeline.services.ray_head import RayHead
 from pipeline.tracking.client import open_client
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 CHECKOUT = Path(__file__).parents[2]
 LDZNET = [sys.executable, "-m", "jobs.cli"]
 PATIENCE_S = 400

@@ -23,6 +23,8 @@ from pipeline.object_store.opening import open_store
 from pipeline.tracking.client import open_client, sqlite_uri
 from pipeline.tracking.config import TrackingConfig
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 GRID = ("fusion=cross_attention,concat", "seed=1,2")
 
 
@@ -264,12 +266,20 @@ def test_a_dry_run_lists_the_cells(
     assert sorted(path.parent.rglob("*")) == there
 
 
+# Whoever starts the tests in the background may have switched Ctrl-C off for all that they start.
+WITH_CTRL_C = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("jobs.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_ctrl_c_ends_all_of_it(
     tmp_path: Path, small_recipe_in: Callable[..., Path], precompute_here: Callable[..., None]
 ) -> None:
     made = make(tmp_path, small_recipe_in, precompute_here, steps=1_000_000)
     mark = uuid4().hex
-    command = [sys.executable, "-m", "jobs.train", str(made.recipe), "seed=1,2"]
+    command = [sys.executable, "-c", WITH_CTRL_C, str(made.recipe), "seed=1,2"]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -10,6 +10,8 @@ from integration.ray_nodes import PATIENCE_S, RayNodes, wait_for
 
 from pipeline.services.child import last_lines
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 STEPS, EVERY, STRUCK_AFTER = 12, 4, 6
 
 

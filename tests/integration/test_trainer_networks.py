@@ -126,7 +126,7 @@ def told(folder: Path, kind: str, name: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_zero_trains_the_real_network_as_ddp_does(trained: Path, name: str) -> None:
-    """Fifty steps in fp32: losses to 1e-5 of each, weights and their averages to 1e-5 of what they are about (1)."""
+    """Fifty steps in fp32: losses to 1e-5 of each, weights and averages to 1e-4, where one can go 0.1."""
     expected, losses = (told(trained, "cross-attention", each)["losses"] for each in ("ddp", name))
     assert len(losses) == STEPS
     assert expected[-1] < 0.8 * expected[0]
@@ -137,7 +137,7 @@ def test_zero_trains_the_real_network_as_ddp_does(trained: Path, name: str) -> N
         )
         assert weights.keys() == reference.keys()
         furthest = max(float((weights[key] - reference[key]).abs().max()) for key in reference)
-        assert furthest < 1e-5
+        assert furthest < 1e-4
 
 
 @pytest.mark.slow
