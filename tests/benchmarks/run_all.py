@@ -29,7 +29,6 @@ BENCHMARKS = (
     "loader_memory",
     "stored_types",
     "online_training",
-    "checkpoint_cost",
     "plan_accuracy",
     "planning",
     "driver_bookkeeping",
