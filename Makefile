@@ -55,7 +55,7 @@ integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
 test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
 	@$(BIN)/python -m pytest --long --timeout 3600 tests/fault
 
-test-cluster: setup ## Several nodes, submitted jobs, grids, kills of trainings, loader processes: most of an hour on 2 cores
+test-cluster: setup ## Tests marked long: several nodes, submitted jobs, grids, kills: most of an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long --timeout 3600 -m long tests/integration tests/fault
 
 bench: setup ## Benchmarks, both sides of each in one run; docs/benchmarks.md is made from them

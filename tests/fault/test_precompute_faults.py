@@ -21,6 +21,8 @@ from jobs.precompute import main
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 SHARDS = 12 * 2 + 1  # two a draw, and that of the other set
 PATIENCE_S = 600.0  # of a machine that does much else; nothing waits so long that goes well
 

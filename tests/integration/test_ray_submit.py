@@ -20,6 +20,8 @@ from pipeline.recipe_file import load_recipe
 from pipeline.services.child import ChildServer, last_lines
 from pipeline.services.ports import LOOPBACK, free_ports, is_free
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 CHECKOUT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 PATIENCE_S = 180

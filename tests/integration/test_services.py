@@ -21,6 +21,8 @@ from ldznet.errors import UserError
 from pipeline.services.ports import LOOPBACK, is_free
 from pipeline.services.seaweedfs import weed_program
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 PATIENCE_S = 240
 
 

@@ -29,6 +29,8 @@ from pipeline.precompute.progress import Progress, Snapshot
 from pipeline.precompute.worker_pool import SetOfShards, ShardTask, ShardWorker, WorkerSetup, run_shards
 from pipeline.recipe import CacheConfig
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 PATIENCE_S = 120
 
 

@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 STEPS, BATCH, LR, WARMUP = 50, 4, 3e-3, 5
 NETWORKS: dict[str, dict[str, Any]] = {
     "cross-attention": {"kind": "ldznet"},

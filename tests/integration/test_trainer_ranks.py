@@ -21,6 +21,8 @@ from ldznet.errors import UserError
 from pipeline.object_store.opening import open_store
 from pipeline.training.config import TrainConfig
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 TOY = Path(__file__).parents[1]
 STEPS, EVERY = 14, 4
 
