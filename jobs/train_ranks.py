@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from jobs.ray_preemption import leaving_on_notice, notice_callback
+from jobs.reserved_room import give_room_back, room_callback
 from jobs.training_storage import storage_filesystem
 from ldznet.errors import DataFault, UserError
 from pipeline.training.config import TrainConfig
@@ -62,9 +64,11 @@ def run_ranks(
     from ray.exceptions import RayActorError
     from ray.train import ControllerError, WorkerGroupError
 
-    lasting = _cluster_outlives_us()
+    lasting, room = _cluster_outlives_us(), uuid4().hex
     for left in range(train_config.max_failures, -1, -1):
-        trainer = _trainer(worker, config, train_config, storage=storage, name=name, lasting=lasting)
+        trainer = _trainer(
+            worker, config, train_config, storage=storage, name=name, room=room, lasting=lasting
+        )
         try:
             with _environment(_ray_train_settings(lasting=lasting)), _ctrl_c_interrupts():
                 return RanksResult(value=trainer.fit().return_value)
@@ -75,6 +79,7 @@ def run_ranks(
             raise _worker_failure(error.worker_failures, train_config) from cause
         except RayActorError as error:  # the actor that watches over the ranks, which end with it
             lost = error
+            give_room_back(room)
         logger.warning("Ray Train's controller was lost; starts left: %d", left)
     raise TrainingFailedError(f"training could not go on: {lost}") from lost
 
@@ -86,6 +91,7 @@ def _trainer(
     *,
     storage: str,
     name: str,
+    room: str,
     lasting: bool,
 ) -> Any:
     from ray.train import FailureConfig, LoggingConfig, RunConfig
@@ -105,7 +111,7 @@ def _trainer(
                 max_failures=train_config.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
             ),
             logging_config=LoggingConfig(log_level="CRITICAL"),
-            callbacks=[_stop_on_fatal(), notice_callback()],
+            callbacks=[_stop_on_fatal(), notice_callback(), room_callback(room)],
             worker_runtime_env={"env_vars": _rank_environment(train_config)},
         ),
     )

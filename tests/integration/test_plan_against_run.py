@@ -26,6 +26,8 @@ from pipeline.precompute.sets import SetPlan, finish_set, missing_work, plan_set
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 QUICK = ("--seconds", "2")
 
 

@@ -18,6 +18,8 @@ from pipeline.tracking.client import open_client, sqlite_uri
 from pipeline.tracking.history import logged_curve
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 QUIET = TrackingConfig(experiment="tests", system_metrics=False)
 
 

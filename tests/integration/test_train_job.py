@@ -19,6 +19,8 @@ from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.tracking.client import open_client, sqlite_uri
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 STEPS = 4
 
 
