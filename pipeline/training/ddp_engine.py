@@ -36,7 +36,7 @@ class DDPEngine:
     def __init__(self, network: nn.Module, *, forward: Forward, loss: Loss, config: TrainConfig) -> None:
         self._config = config
         self._pass = forward_pass(network, forward, config)
-        self._ddp = DistributedDataParallel(self._pass)
+        self._ddp = DistributedDataParallel(self._pass, gradient_as_bucket_view=True)
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._optimiser = adamw(list(self._trained.values()), config)
         self._accumulation = Accumulation(

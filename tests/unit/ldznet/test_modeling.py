@@ -24,6 +24,7 @@ from ldznet.modeling import (
     unet_config_of,
 )
 from ldznet.modeling.attention_pool import AttentionPool, sinusoidal_positions
+from ldznet.modeling.segmentation_head import OneChannelConv
 
 TINY = UNetConfig(
     block_out_channels=(8, 8, 16, 16), norm_num_groups=4, attention_head_dim=2, cross_attention_dim=12
@@ -367,6 +368,29 @@ def test_an_unusual_unet_is_refused_by_the_key_that_makes_it_so(ldm_folder: Path
     assert UNetConfig.from_diffusers(config).block_out_channels == (8, 8, 16, 16)
     with pytest.raises(UserError, match="class_embed_type='timestep'"):
         UNetConfig.from_diffusers({**config, "class_embed_type": "timestep"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_convolution_of_one_channel_is_the_librarys(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, maps = OneChannelConv(), torch.randn(2, 1, 9, 7)
+    exact = torch.nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    layer.to(dtype)
+    theirs = maps.double().requires_grad_()
+    ours = maps.to(dtype).requires_grad_()
+    weights = torch.randn(2, 1, 9, 7)
+    got, expected = layer(ours), exact(theirs)
+    assert got.dtype == dtype
+    (got * weights).sum().backward()
+    (expected * weights).sum().backward()
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(got.double(), expected, **near)
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, **near)
+    for own, other in zip(layer.parameters(), exact.parameters(), strict=True):
+        assert own.grad is not None
+        torch.testing.assert_close(own.grad.double(), other.grad, **near)
 
 
 def test_a_new_head_starts_as_plain_upsampling() -> None:
