@@ -20,8 +20,6 @@ from pipeline.training import rank_training, ranks
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.observer import TrainingObserver
 
-pytestmark = pytest.mark.long  # `make test-cluster`
-
 STEPS = 10  # two and a half epochs of 4 batches
 CACHED: list[str] = []
 FRESH = ["train.features=online"]
@@ -122,6 +120,7 @@ def test_cached_and_online_give_equal_losses_step_by_step_and_equal_weights(
     assert all(fresh.losses[step] != theirs.losses[step] for step in range(5, STEPS + 1))
 
 
+@pytest.mark.long  # `make test-cluster`
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(CACHED, CYCLE), (CYCLE, CACHED)])
 def test_a_training_goes_on_from_a_checkpoint_of_equal_draws_and_from_no_other(
@@ -137,6 +136,7 @@ def test_a_training_goes_on_from_a_checkpoint_of_equal_draws_and_from_no_other(
     assert all(torch.equal(second.weights[name], tensor) for name, tensor in whole.weights.items())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_a_cache_the_whole_command_trains_on_photos(
     small_recipe: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
