@@ -29,6 +29,7 @@ BENCHMARKS = (
     "loader_memory",
     "stored_types",
     "online_training",
+    "checkpoint_upload",
     "plan_accuracy",
     "planning",
     "driver_bookkeeping",

@@ -27,11 +27,13 @@ RECORDS = {
     "loader_memory": {"loader_memory"},
     "stored_types": {"stored_types", "stored_types_miou"},
     "online_training": {"cached_against_authors", "cached_against_online", "training_data_wait"},
+    "checkpoint_upload": {"checkpoint_upload"},
     "plan_accuracy": {"plan_accuracy"},
     "planning": {"planning_time", "planning_memory", "resume"},
     "driver_bookkeeping": {"driver_bookkeeping"},
 }
 NEEDS_S3 = {
+    "checkpoint_upload",
     "loader_first_batch",
     "loader_memory",
     "loader_s3",
