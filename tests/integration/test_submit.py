@@ -180,6 +180,12 @@ def test_the_pipeline_ends_with_a_model_and_a_report(
     told = cluster.submit("--status", name).stdout
     assert "ldznet.recipe_digest" in told
     assert "ldznet.request.train" in told
+    noted = dict(line.split() for line in told.splitlines()[1:])
+    for job, run in runs.items():
+        assert noted[f"ldznet.mlflow_run.{job}"].endswith(f"/runs/{run.info.run_id}")
+    tags = runs["precompute"].data.tags
+    for name in ("train", "val"):
+        assert noted[f"ldznet.cache_key.{name}"] == tags[f"cache_key.{name}"]
 
 
 def test_again_nothing_is_repeated(cluster: Cluster, done: subprocess.CompletedProcess[str]) -> None:
