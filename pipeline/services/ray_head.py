@@ -11,7 +11,7 @@ from typing import Self
 
 from pipeline.services.loopback_server import LoopbackServer, http_status
 from pipeline.services.ports import LOOPBACK, free_ports
-from pipeline.services.ray_node import RayNode
+from pipeline.services.ray_node import RayNode, has_started
 
 _OBJECT_STORE_BYTES = 256 << 20  # shards go to object storage, never through Ray's memory
 _SHORTEST_SECRET = 8
@@ -153,8 +153,8 @@ class RayHead(LoopbackServer):
         )
 
     def answers(self) -> bool:
-        """Whether it lists its jobs to who has the token."""
-        return ray_answers(self.address, token=self._token)
+        """Whether it is up, and lists its jobs to who has the token."""
+        return has_started(self.log) and ray_answers(self.address, token=self._token)
 
     @property
     def _pointer(self) -> Path:

@@ -8,7 +8,7 @@ from pipeline.services.loopback_server import LoopbackServer
 from pipeline.services.ports import LOOPBACK, free_ports
 
 _OBJECT_STORE_BYTES = 256 << 20
-_STARTED = "Ray runtime started"  # what `ray start` says when the head has taken it in
+_STARTED = "Ray runtime started"
 
 # The setting that keeps Ray on loopback makes `ray start --address` refuse, and without it Ray takes 127.0.0.1 for the
 # machine's other address. So the command alone, and no server that it starts, sees another value. Ray is pinned.
@@ -28,6 +28,11 @@ _PORTS = (
     "object-manager-port",
     "metrics-export-port",
 )
+
+
+def has_started(log: Path) -> bool:
+    """Whether `ray start` says so in its log. Before, it may still give up: it gives its own parts 30 s, no more."""
+    return log.exists() and _STARTED in log.read_text(errors="replace")
 
 
 class RayNode(LoopbackServer):
@@ -94,4 +99,4 @@ class RayNode(LoopbackServer):
 
     def answers(self) -> bool:
         """Whether the head has taken it in."""
-        return self.log.exists() and _STARTED in self.log.read_text(errors="replace")
+        return has_started(self.log)

@@ -213,7 +213,6 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "60",
             "RAY_agent_register_timeout_ms": "120000",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # so soon a node goes that has lost its head
             "OMP_NUM_THREADS": "1",
