@@ -1,25 +1,13 @@
 """A further Ray node on this machine, which joins a head of ours."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.services.loopback_server import LoopbackServer
 from pipeline.services.ports import LOOPBACK, free_ports
+from pipeline.services.ray_command import has_started, ray_command
 
 _OBJECT_STORE_BYTES = 256 << 20
-_STARTED = "Ray runtime started"
-
-# The setting that keeps Ray on loopback makes `ray start --address` refuse, and without it Ray takes 127.0.0.1 for the
-# machine's other address. So the command alone, and no server that it starts, sees another value. Ray is pinned.
-_RAY = """\
-import types
-from ray.scripts import scripts
-scripts.ray_constants = types.SimpleNamespace(**vars(scripts.ray_constants))
-scripts.ray_constants.ENABLE_RAY_CLUSTER = True
-scripts.main()
-"""
-
 _PORTS = (
     "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port",
@@ -28,11 +16,6 @@ _PORTS = (
     "object-manager-port",
     "metrics-export-port",
 )
-
-
-def has_started(log: Path) -> bool:
-    """Whether `ray start` says so in its log. Before, it may still give up: it gives its own parts 30 s, no more."""
-    return log.exists() and _STARTED in log.read_text(errors="replace")
 
 
 class RayNode(LoopbackServer):
@@ -77,10 +60,7 @@ class RayNode(LoopbackServer):
 
     def command(self) -> Sequence[str | Path]:
         """`ray start --address`, all of it on loopback."""
-        return [
-            sys.executable,
-            "-c",
-            _RAY,
+        return ray_command(
             "start",
             f"--address={self._head}",
             "--block",
@@ -91,7 +71,7 @@ class RayNode(LoopbackServer):
             f"--object-store-memory={_OBJECT_STORE_BYTES}",
             f"--temp-dir={self._sessions}",
             *(f"--{name}={port}" for name, port in self._ports.items()),
-        ]
+        )
 
     def servers_environment(self) -> Mapping[str, str]:
         """The head's: its token, and what jobs find set."""
