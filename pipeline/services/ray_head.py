@@ -147,7 +147,9 @@ class RayHead(LoopbackServer):
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": self._token,
                 "RAY_USAGE_STATS_ENABLED": "0",
-                "TMPDIR": str(self._sessions),  # Ray's own servers leave things in it, and so do jobs that are killed
+                "TMPDIR": str(
+                    self._sessions
+                ),  # Ray's own servers leave things in it, and so do jobs that are killed
                 # Without it Ray binds all interfaces on Linux, whatever address it is given.
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             }

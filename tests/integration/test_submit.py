@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +28,13 @@ pytestmark = pytest.mark.long  # `make test-cluster`
 
 CHECKOUT = Path(__file__).parents[2]
 LDZNET = [sys.executable, "-m", "jobs.cli"]
+# What a shell starts in the background ignores it, and so does all that comes of that: these tests too.
+HEARING_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jobs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 PATIENCE_S = 400
 # In nobody's way, and nowhere to be found afterwards. Made anew: this file goes to the cluster too.
 PLANTED = {
@@ -226,14 +232,12 @@ def test_one_that_runs_is_followed_left_and_stopped(cluster: Cluster, tmp_path: 
     assert other.returncode == 2
     assert f"{name} runs on this recipe, with other code or options" in other.stderr
     following = subprocess.Popen(
-        [*LDZNET, "submit", "--attach", name],
+        [sys.executable, "-c", HEARING_CTRL_C, "submit", "--attach", name],
         cwd=CHECKOUT,
         env=cluster.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A shell lets what it starts in the background ignore it, and so all that comes of that: these tests too.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
     told = ""
