@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.entry import recipe_job
+from jobs.job_notes import note_on_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ def evaluate(
     table = evaluation.table()
     with Tracker(recipe.tracking, folder=output) as tracker:
         tracker.start(job="evaluate", recipe=recipe, sources=source_runs(evaluation.folders))
+        note_on_job({"mlflow_run.evaluate": tracker.run_url})
         for result in evaluation.results:
             at_original_size = "-original" if result.protocol == "original" else ""
             prefix = f"{result.model}/{result.set_name}{at_original_size}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.entry import RecipeJob, configure_logging, dry_run_text
+from jobs.job_notes import note_on_job
 from jobs.local_ray import ray_session
 from ldznet.errors import UserError
 
@@ -69,6 +70,7 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
     grid = GridRun(experiment)
     grid.check(test=test)
     with grid.cache_held(), grid.recorded() as tracker:
+        note_on_job({"mlflow_run.grid": tracker.run_url})
         missing = [cell for cell in experiment.cells if grid.training(cell).finished() is None]
         found = [cell for cell in experiment.cells if cell not in missing]
         logger.info(

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from jobs.entry import recipe_job
+from jobs.job_notes import note_on_job
 
 if TYPE_CHECKING:
     from pipeline.object_store.store import ObjectStore
@@ -70,6 +71,7 @@ def _precompute(
         if manifest is None:
             to_do.append(plan)
             continue
+        note_on_job({f"cache_key.{one.set_name}": manifest.cache_key})
         where = f"{store.url}/{manifest.cache_key[:12]}…"
         logger.info(
             "%s: reusing cache %s with %d samples, nothing to compute", one.set_name, where, manifest.samples

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.job_notes import note_on_job
 from jobs.local_ray import ray_session, settle_ray
 from jobs.progress import show_progress
 
@@ -42,6 +43,7 @@ def compute_sets(
         recipe.tracking.named(f"{recipe.name}-precompute"), folder=Path(recipe.output_folder)
     ) as tracker:
         tracker.start(job="precompute", recipe=recipe)
+        note_on_job({"mlflow_run.precompute": tracker.run_url})
         started = time.perf_counter()
         computed = run_work(recipe, list(work.values()), tracker=tracker)
         seconds = time.perf_counter() - started
@@ -50,6 +52,7 @@ def compute_sets(
             before_manifest()
             result = finish_set(recipe, plan, store=store, computed=computed, run_id=tracker.run_id)
             _record(tracker, result)
+            note_on_job({f"cache_key.{result.set_name}": result.manifest.cache_key})
 
 
 def run_work(

@@ -47,9 +47,19 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "job", nargs="?", metavar="JOB", help="pipeline (precompute, train and evaluate), or one job alone"
+        "job",
+        nargs="?",
+        metavar="JOB",
+        help="pipeline (precompute, train and evaluate in one), or precompute, train, evaluate, probe, scenes or "
+        "miniature alone",
     )
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="a recipe file (YAML)")
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        type=Path,
+        metavar="RECIPE",
+        help="a recipe file (YAML), such as jobs/recipes/demo.yaml",
+    )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides; the job's own flags too")
     parser.add_argument("--address", metavar="URL", help="of the cluster, such as http://127.0.0.1:8265")
     parser.add_argument(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.grid import TrainCommand
+from jobs.job_notes import note_on_job
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -36,6 +37,8 @@ def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
     run.check()
     recorded = run.recorded(parent_run_id=place.parent_run_id, title=place.title) if place else run.recorded()
     with run.cache_held(), recorded as record:
+        if place is None:
+            note_on_job({"mlflow_run.train": record.run_url})
         if run.finished() is None:
             train_on_ray(recipe, run, record, wait_minutes=place.wait_minutes if place else None)
         else:

@@ -26,7 +26,7 @@ class LoopbackServer(ABC):
     name: str
     grace_s: float = 10.0
 
-    def __init__(self, *, folder: Path, start_within_s: float = 120.0) -> None:
+    def __init__(self, *, folder: Path, start_within_s: float = 300.0) -> None:
         self.folder = folder.absolute()
         self._start_within_s = start_within_s
         self._server: ChildServer | None = None

@@ -11,6 +11,7 @@ from typing import Self
 
 from pipeline.services.loopback_server import LoopbackServer, http_status
 from pipeline.services.ports import LOOPBACK, free_ports
+from pipeline.services.ray_command import PATIENCE, has_started, ray_command
 from pipeline.services.ray_node import RayNode
 
 _OBJECT_STORE_BYTES = 256 << 20  # shards go to object storage, never through Ray's memory
@@ -115,10 +116,7 @@ class RayHead(LoopbackServer):
     def command(self) -> Sequence[str | Path]:
         """`ray start --head`, all of it on loopback."""
         assert self._sessions is not None, "ports are chosen first"
-        return [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
+        return ray_command(
             "start",
             "--head",
             "--block",
@@ -131,30 +129,35 @@ class RayHead(LoopbackServer):
             f"--temp-dir={self._sessions}",
             *([f"--num-cpus={self._cpus}"] if self._cpus else []),
             *(f"--{name}={port}" for name, port in self._ports.items()),
-        ]
+        )
 
     def servers_environment(self) -> Mapping[str, str]:
         """Ours without another Ray's, the jobs' variables and the token."""
+        assert self._sessions is not None, "ports are chosen first"
         foreign = ("RAY_", "MLFLOW_", "AWS_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         programs = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
         return (
             kept
             | self._jobs
+            | PATIENCE
             | {
                 "PATH": programs,  # a job's `python` is ours
                 "RAY_ADDRESS": self.node_address,  # for Ray's own actors, which look for a head, where there are others
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": self._token,
                 "RAY_USAGE_STATS_ENABLED": "0",
+                "TMPDIR": str(
+                    self._sessions
+                ),  # Ray's own servers leave things in it, and so do jobs that are killed
                 # Without it Ray binds all interfaces on Linux, whatever address it is given.
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             }
         )
 
     def answers(self) -> bool:
-        """Whether it lists its jobs to who has the token."""
-        return ray_answers(self.address, token=self._token)
+        """Whether it is up, and lists its jobs to who has the token."""
+        return has_started(self.log) and ray_answers(self.address, token=self._token)
 
     @property
     def _pointer(self) -> Path:

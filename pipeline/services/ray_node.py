@@ -1,25 +1,13 @@
 """A further Ray node on this machine, which joins a head of ours."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.services.loopback_server import LoopbackServer
 from pipeline.services.ports import LOOPBACK, free_ports
+from pipeline.services.ray_command import has_started, ray_command
 
 _OBJECT_STORE_BYTES = 256 << 20
-_STARTED = "Ray runtime started"  # what `ray start` says when the head has taken it in
-
-# The setting that keeps Ray on loopback makes `ray start --address` refuse, and without it Ray takes 127.0.0.1 for the
-# machine's other address. So the command alone, and no server that it starts, sees another value. Ray is pinned.
-_RAY = """\
-import types
-from ray.scripts import scripts
-scripts.ray_constants = types.SimpleNamespace(**vars(scripts.ray_constants))
-scripts.ray_constants.ENABLE_RAY_CLUSTER = True
-scripts.main()
-"""
-
 _PORTS = (
     "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port",
@@ -72,10 +60,7 @@ class RayNode(LoopbackServer):
 
     def command(self) -> Sequence[str | Path]:
         """`ray start --address`, all of it on loopback."""
-        return [
-            sys.executable,
-            "-c",
-            _RAY,
+        return ray_command(
             "start",
             f"--address={self._head}",
             "--block",
@@ -86,7 +71,7 @@ class RayNode(LoopbackServer):
             f"--object-store-memory={_OBJECT_STORE_BYTES}",
             f"--temp-dir={self._sessions}",
             *(f"--{name}={port}" for name, port in self._ports.items()),
-        ]
+        )
 
     def servers_environment(self) -> Mapping[str, str]:
         """The head's: its token, and what jobs find set."""
@@ -94,4 +79,4 @@ class RayNode(LoopbackServer):
 
     def answers(self) -> bool:
         """Whether the head has taken it in."""
-        return self.log.exists() and _STARTED in self.log.read_text(errors="replace")
+        return has_started(self.log)

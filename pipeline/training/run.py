@@ -56,6 +56,11 @@ class RunRecord:
         """The run's id; None where tracking is off or away."""
         return self.tracker.run_id
 
+    @property
+    def run_url(self) -> str | None:
+        """The run's page; None where no server shows it."""
+        return self.tracker.run_url
+
     def register(self, folder: Path, *, alias: str | None = BEST) -> str | None:
         """Note the run in the model folder, log the folder with the run and register it. Returns the version."""
         (folder / PROVENANCE).write_text(json.dumps({"run_id": self.run_id}) + "\n", encoding="utf-8")

@@ -24,13 +24,13 @@ import psutil
 
 from pipeline.services.child import ChildServer, last_lines
 from pipeline.services.ports import LOOPBACK, free_ports, is_free
+from pipeline.services.ray_command import PATIENCE, has_started, ray_command
 
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_S = 400
 _TRIES = 4
 _MARK = "LDZNET_TEST_CLUSTER"
 _OF_NODE = "LDZNET_TEST_NODE"
-_STARTED = "Ray runtime started."
 _HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
 _NODE_PORTS = (
     "dashboard-agent-listen-port",
@@ -192,8 +192,8 @@ class RayNodes:
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self._ports |= set(ports.values())
         log = self._folder / f"{name}.log"
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [*words, f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}", "--num-gpus=0"]
+        command = [*ray_command("start", "--block", "--disable-usage-stats"), *words]
+        command += [f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}", "--num-gpus=0"]
         command += [f"--object-store-memory={80 << 20}", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--resources={json.dumps(dict(resources or {}))}"]
         command += [f"--{name}={port}" for name, port in ports.items()]
@@ -202,7 +202,7 @@ class RayNodes:
         )
         node = Node(name=name, server=server, ports=ports)
         self.nodes.append(node)
-        wait_for(lambda: _STARTED in log.read_text(errors="replace") or server.exit_code() is not None)
+        wait_for(lambda: has_started(log) or server.exit_code() is not None)
         return node
 
     def _environment(self, name: str) -> dict[str, str]:
@@ -213,10 +213,10 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "60",
-            "RAY_agent_register_timeout_ms": "120000",
+            **PATIENCE,
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # so soon a node goes that has lost its head
             "OMP_NUM_THREADS": "1",
+            "TMPDIR": str(self._sessions),
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(CHECKOUT / "tests")]),
         }
 

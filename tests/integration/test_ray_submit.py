@@ -1,11 +1,10 @@
 """`ray job submit` from a plain checkout to a Ray head with token authentication, and nothing left of it afterwards."""
 
-import http.client
+import contextlib
 import os
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ import pytest
 from pipeline.cache.manifest import find_manifest
 from pipeline.object_store.opening import open_store
 from pipeline.recipe_file import load_recipe
-from pipeline.services.child import ChildServer, last_lines
-from pipeline.services.ports import LOOPBACK, free_ports, is_free
+from pipeline.services.loopback_server import http_status
+from pipeline.services.ports import is_free
+from pipeline.services.ray_head import RayHead
 
 pytestmark = pytest.mark.long  # `make test-cluster`
 
@@ -52,50 +52,36 @@ class Head:
 @pytest.fixture(scope="module")
 def head(seaweedfs: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    ports = free_ports(8)
-    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    names += (
-        "dashboard-agent-grpc-port",
-        "runtime-env-agent-port",
-        "node-manager-port",
-        "metrics-export-port",
-    )
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(RAY.parent), os.environ["PATH"]]),  # as with an activated environment
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    command: list[str | Path] = [RAY, "start", "--head", "--block", f"--node-ip-address={LOOPBACK}"]
-    command += [
-        f"--dashboard-host={LOOPBACK}",
-        "--num-cpus=2",
-        "--min-worker-port=0",
-        f"--object-store-memory={80 << 20}",
-    ]
-    command += ["--max-worker-port=0"]
-    command += [f"--temp-dir={os.environ['RAY_TMPDIR']}/head"]
-    command += [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
-    server = ChildServer(command, environment=environment, folder=folder, log=folder / "head.log", grace_s=2)
-    with server:
-        head = Head(
-            address=f"http://{LOOPBACK}:{ports[1]}",
-            token=token.read_text(),
-            environment=environment,
-            folder=Path(os.environ["RAY_TMPDIR"]) / "head",
-        )
-        wait_until_it_answers(head, server)
+    jobs = seaweedfs.environment() | {"OMP_NUM_THREADS": "1"}
+    with RayHead(folder=folder, jobs=jobs, cpus=2) as server:
+        access = server.environment()
         family = psutil.Process(server.pid).children(recursive=True)
-        yield head
+        ports = listening(family)
+        assert int(server.address.rpartition(":")[2]) in ports
+        yield Head(
+            address=server.address,
+            token=access["RAY_AUTH_TOKEN"],
+            environment=os.environ | access | {"OMP_NUM_THREADS": "1"},
+            folder=(folder / "sessions").resolve(),
+        )
     left = [process for process in family if is_alive(process)]
     for process in left:
         process.kill()
     assert [process.pid for process in left] == [], "processes outlived the head"
     assert [port for port in ports if not is_free(port)] == []
+    assert not (folder / "sessions").exists()
+
+
+def listening(processes: list[psutil.Process]) -> set[int]:
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray's own come and go
+            found |= {
+                each.laddr.port
+                for each in process.net_connections("inet")
+                if each.status == psutil.CONN_LISTEN
+            }
+    return found
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -103,26 +89,6 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def status_of(address: str, token: str) -> int:
-    """What the head's job list answers to a client with this token; 0 where nobody listens yet."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
-    try:
-        connection.request("GET", "/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-        return connection.getresponse().status
-    except OSError:
-        return 0
-    finally:
-        connection.close()
-
-
-def wait_until_it_answers(head: Head, server: ChildServer) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while status_of(head.address, head.token) != 200:
-        assert server.exit_code() is None, last_lines(server.log)
-        assert time.monotonic() < until, last_lines(server.log)
-        time.sleep(0.2)
 
 
 def test_a_submitted_precompute_fills_the_cache(
@@ -154,12 +120,15 @@ def test_the_users_mistake_reaches_the_submitter(head: Head, small_recipe: Calla
     assert "unknown key 'cache.wrokers': did you mean 'workers'?" in done.stdout + done.stderr
 
 
-def test_another_token_is_refused(head: Head, tmp_path: Path) -> None:
-    wrong = tmp_path / "token"
-    wrong.write_text(secrets.token_hex(32))
-    wrong.chmod(0o600)
-    assert status_of(head.address, wrong.read_text()) in {401, 403}
-    done = head.submit("--", "echo", "let in", RAY_AUTH_TOKEN_PATH=str(wrong))
+def test_another_token_is_refused(head: Head) -> None:
+    wrong = secrets.token_hex(32)
+    status = [
+        http_status(head.address, "/api/jobs/", {"Authorization": f"Bearer {token}"})
+        for token in (head.token, wrong)
+    ]
+    assert status[0] == 200
+    assert status[1] in {401, 403}
+    done = head.submit("--", "echo", "let in", RAY_AUTH_TOKEN=wrong)
     assert done.returncode != 0
     told = done.stdout + done.stderr
     assert "let in" not in told.replace("echo 'let in'", "")

@@ -23,7 +23,7 @@ from pipeline.services.seaweedfs import weed_program
 
 pytestmark = pytest.mark.long  # `make test-cluster`
 
-PATIENCE_S = 240
+PATIENCE_S = 500
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,13 @@ pytestmark = pytest.mark.long  # `make test-cluster`
 
 CHECKOUT = Path(__file__).parents[2]
 LDZNET = [sys.executable, "-m", "jobs.cli"]
+# What a shell starts in the background ignores it, and so does all that comes of that: these tests too.
+HEARING_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jobs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 PATIENCE_S = 400
 # In nobody's way, and nowhere to be found afterwards. Made anew: this file goes to the cluster too.
 PLANTED = {
@@ -180,6 +187,12 @@ def test_the_pipeline_ends_with_a_model_and_a_report(
     told = cluster.submit("--status", name).stdout
     assert "ldznet.recipe_digest" in told
     assert "ldznet.request.train" in told
+    noted = dict(line.split() for line in told.splitlines()[1:])
+    for job, run in runs.items():
+        assert noted[f"ldznet.mlflow_run.{job}"].endswith(f"/runs/{run.info.run_id}")
+    tags = runs["precompute"].data.tags
+    for name in ("train", "val"):
+        assert noted[f"ldznet.cache_key.{name}"] == tags[f"cache_key.{name}"]
 
 
 def test_again_nothing_is_repeated(cluster: Cluster, done: subprocess.CompletedProcess[str]) -> None:
@@ -219,7 +232,7 @@ def test_one_that_runs_is_followed_left_and_stopped(cluster: Cluster, tmp_path: 
     assert other.returncode == 2
     assert f"{name} runs on this recipe, with other code or options" in other.stderr
     following = subprocess.Popen(
-        [*LDZNET, "submit", "--attach", name],
+        [sys.executable, "-c", HEARING_CTRL_C, "submit", "--attach", name],
         cwd=CHECKOUT,
         env=cluster.environment,
         stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.submit import main
 from jobs.submit_cluster import ADDRESS_VARIABLES, FollowedLog
+from jobs.submit_request import RECIPE_JOBS
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,13 @@ def test_mistakes_are_one_line(
     shown = capsys.readouterr()
     assert told in shown.err
     assert (shown.err.count("\n"), shown.out) == (1, "")
+
+
+def test_the_help_names_every_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    words = set(capsys.readouterr().out.replace(",", " ").split())
+    assert set(RECIPE_JOBS) <= words
 
 
 def test_a_recipe_or_an_id_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
