@@ -12,8 +12,8 @@ _IDENTITY_SHIFT = 3.0  # SiLU is close to the identity up here
 class OneChannelConv(nn.Conv2d):
     """A 3x3 convolution of one channel, as nine shifted sums in fp32 on a CPU.
 
-    The library's kernels, made for many channels, take ten times as long there, forward and backward. The result is
-    equal but for rounding. On a GPU, and in bf16, which sums would round nine times, it is the library's.
+    The library's kernels, made for many channels, take some five times as long there, forward and backward. The
+    result is equal but for rounding. On a GPU, and in bf16, which sums would round nine times, it is the library's.
     """
 
     def __init__(self) -> None:
