@@ -125,9 +125,9 @@ def test_a_killed_node_costs_nothing_but_time(
     driver = cluster.drive("jobs.precompute", *words, f"cache.url={s3_url}", "cache.workers=4", log=log)
     victim = cluster.nodes[2]
     at_work = partial(cluster.workers, victim, f"{ACTOR}.commit")
-    cluster.while_running(driver, log, lambda: receipts(s3_url))
     for worker in cluster.while_running(driver, log, at_work):
         worker.suspend()
+    cluster.while_running(driver, log, lambda: receipts(s3_url))  # of the others
     cluster.kill(victim)
     struck_after = len(receipts(s3_url))
     told = end_of(driver, log)
