@@ -308,7 +308,11 @@ def test_clipseg_is_called_as_transformers_calls_it(
 
 
 def test_figures_table_and_report_are_in_mlflow(
-    recipe_path: Path, networks: dict[str, Path], masks: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    recipe_path: Path,
+    networks: dict[str, Path],
+    masks: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from mlflow import MlflowClient
 
@@ -328,10 +332,8 @@ def test_figures_table_and_report_are_in_mlflow(
         assert f"ldznet/train/{name}" in metrics
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"evaluation.txt", "evaluation.json", "report.html"} <= artifacts
-    assert (
-        table.strip()
-        == Path(client.download_artifacts(run.info.run_id, "evaluation.txt")).read_text().strip()
-    )
+    told = Path(client.download_artifacts(run.info.run_id, "evaluation.txt", str(tmp_path)))
+    assert table.strip() == told.read_text().strip()
 
 
 @pytest.mark.parametrize(
