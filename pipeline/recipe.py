@@ -70,7 +70,12 @@ class NetworkOptions(Config):
     fusion: Literal["cross_attention", "concat"] = "cross_attention"
     positional: Literal["learned", "sinusoidal"] = "learned"
     gradient_checkpointing: bool = False
-    init_from: Literal["ldm", "random"] = "ldm"
+    init_from: str = Field(default="ldm", min_length=1)  # ldm, random, or a trained network to go on from
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether it goes on from a network that was trained before."""
+        return self.init_from not in {"ldm", "random"}
 
     @property
     def label(self) -> str:
@@ -82,6 +87,7 @@ class NetworkOptions(Config):
             if tuple(sorted(set(self.blocks))) != PAPER_BLOCKS:
                 parts += ["blocks", *map(str, sorted(set(self.blocks)))]
         parts += ["random-init"] if self.init_from == "random" else []
+        parts += ["adapted"] if self.starts_trained else []
         return "-".join(parts)
 
     def config(self, unet: UNetConfig, *, latent_side: int) -> NetworkConfig:

@@ -10,7 +10,7 @@ from ldznet.ldm_folder import resolve_ldm
 from pipeline.cache.manifest import Manifest
 from pipeline.models.folder import CARD
 from pipeline.models.origins import data_terms, ldm_origin
-from pipeline.recipe import Recipe
+from pipeline.recipe import NetworkOptions, Recipe
 from pipeline.report.machine import package_versions
 from pipeline.tracking.redaction import redacted_text
 
@@ -58,7 +58,7 @@ def write_card(
         title=f"{recipe.name}-{recipe.network.label}",
         kind=_KINDS[recipe.network.kind],
         ldm=ldm,
-        from_ldm=recipe.network.init_from == "ldm",
+        from_ldm=recipe.network.init_from != "random",
         validation=[
             (title, f"{100 * metrics[name]:.1f} %") for name, title in FIGURES.items() if name in metrics
         ],
@@ -114,7 +114,7 @@ def _training(recipe: Recipe, step: int, parameters: int) -> Iterator[tuple[str,
         blocks = ", ".join(map(str, network.blocks))
         yield "fused blocks", f"{blocks}; {network.fusion.replace('_', '-')}, {network.positional} positions"
     yield "parameters", f"{parameters / 1e6:,.1f} million"
-    yield "started from", "the LDM's UNet weights" if network.init_from == "ldm" else "random weights"
+    yield "started from", _start(network)
     length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:g} epochs"
     yield "weights", f"of step {step:,}{', averaged (EMA)' if train.ema else ''}; length {length}"
     yield "batch", f"{train.batch_size} samples"
@@ -123,6 +123,13 @@ def _training(recipe: Recipe, step: int, parameters: int) -> Iterator[tuple[str,
     yield "learning rate", rate
     yield "seed", str(train.seed)
     yield "precision", train.precision
+
+
+def _start(network: NetworkOptions) -> str:
+    if not network.starts_trained:
+        return "the LDM's UNet weights" if network.init_from == "ldm" else "random weights"
+    told = network.init_from if ":" in network.init_from else "in a local folder"
+    return f"a trained network ({told})"
 
 
 def _counted(count: int, thing: str) -> str:

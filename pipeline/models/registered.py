@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldznet
+from ldznet.builtin_models import WEIGHTS, builtin_folder
 from ldznet.errors import UserError
+from ldznet.prediction_config import PredictionConfig
 from pipeline.models.folder import model_digest
 from pipeline.tracking.client import open_client, tracking_failures
 from pipeline.tracking.config import check_store
@@ -83,7 +85,7 @@ def resolve_model(
     """The local model folder that a reference names.
 
     Args:
-        reference: A folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        reference: A folder, `builtin:NAME`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         tracking_uri: Where the registry is; MLFLOW_TRACKING_URI unless told.
         folder: Where a model that is not on this machine is downloaded to; a temporary folder unless told.
 
@@ -91,6 +93,9 @@ def resolve_model(
         UserError: No such folder, model, alias or version, or no registry to ask.
     """
     text = str(reference)
+    shipped = builtin_folder(text)
+    if shipped is not None:
+        return shipped
     if not text.startswith("models:"):
         if not Path(text).is_dir():
             raise UserError(f"there is no model folder {text}: give one, or models:/NAME@ALIAS")
@@ -125,9 +130,7 @@ def _pack(model_folder: Path, packed: Path, *, model_id: str) -> None:
     from mlflow.models import Model
 
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "ldznet"
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-        shutil.copytree(Path(ldznet.__file__).parent, source, ignore=ignored)
+        source = _copy_source(Path(scratch), ldm=PredictionConfig.load(model_folder).ldm_source)
         mlflow.pyfunc.save_model(
             path=str(packed),
             mlflow_model=Model(model_id=model_id),
@@ -139,6 +142,17 @@ def _pack(model_folder: Path, packed: Path, *, model_id: str) -> None:
             model_config={"ldm": "", "paths": False},
             pip_requirements=[f"{package}=={_version(package)}" for package in _REQUIREMENTS],
         )
+
+
+def _copy_source(scratch: Path, *, ldm: str | None) -> Path:
+    """`ldznet`'s source, with the frozen LDM where it is one that comes with the package, and no other weights."""
+    source = scratch / "ldznet"
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", WEIGHTS.name)
+    shutil.copytree(Path(ldznet.__file__).parent, source, ignore=ignored)
+    shipped = builtin_folder(ldm) if ldm is not None else None
+    if shipped is not None:
+        shutil.copytree(shipped, source / WEIGHTS.name / shipped.name)
+    return source
 
 
 def _equal_version(client: "MlflowClient", *, name: str, digest: str) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldznet.errors import UserError
 from ldznet.ldm_folder import resolve_ldm
 from ldznet.loss import mask_loss
-from ldznet.modeling import SegmentationNetwork, build_network, initialise_from_ldm, unet_config_of
+from ldznet.modeling import SegmentationNetwork, build_network, unet_config_of
 from ldznet.modeling.config import NetworkConfig
 from ldznet.prediction_config import PredictionConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
@@ -40,6 +40,7 @@ from pipeline.training.ema import EMA
 from pipeline.training.engine import Engine, build_engine
 from pipeline.training.loop import TrainOutcome, train
 from pipeline.training.observer import TrainingObserver
+from pipeline.training.starting_weights import start_network, starting_digest
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,16 @@ PIXELS_PER_LATENT = 8
 def training_identity(recipe: Recipe) -> str:
     """Names a training by what it computes: network, training and data. Equal recipes share one, and resume."""
     asked = {
-        "network": recipe.network.model_dump(mode="json"),
+        "network": recipe.network.model_dump(
+            mode="json", exclude={"init_from"} if recipe.network.starts_trained else set()
+        ),
         "train": recipe.train.identity(),
         "length": [recipe.train.steps, recipe.train.epochs],  # the schedule follows from it
         "data": recipe.request_digest(recipe.train_on),
         **recipe.loader.identity(),
     }
+    if recipe.network.starts_trained:  # known by its weights, not by the folder or alias that names it
+        asked["start"] = starting_digest(recipe)
     return hashlib.sha256(canonical_json(asked).encode()).hexdigest()[:12]
 
 
@@ -170,10 +175,9 @@ def make_network(recipe: Recipe) -> SegmentationNetwork:
     folder = resolve_ldm(recipe.ldm.source)
     latent_side = recipe.set_named(recipe.train_on).view.size // PIXELS_PER_LATENT
     network = build_network(recipe.network.config(unet_config_of(folder), latent_side=latent_side))
-    if recipe.network.init_from == "ldm":
-        report = initialise_from_ldm(network, folder)
-        if ranks.rank() == 0:
-            logger.info("%s: %s", recipe.network.label, report)
+    done = start_network(network, recipe)
+    if ranks.rank() == 0:
+        logger.info("%s: %s", recipe.network.label, done)
     return network
 
 
