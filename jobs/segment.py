@@ -1,6 +1,7 @@
 """`ldznet segment IMAGE PHRASE…`: mask and overlay of each phrase in a photo."""
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import file_names, whole_numbers
 from jobs.entry import exit_code_of
+from ldznet.builtin_models import DEFAULT_MODEL
 from ldznet.errors import DataFault, UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger("jobs.segment")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "phrases", nargs="+", metavar="PHRASE", help="what to segment, such as 'the red apple'"
     )
     parser.add_argument(
-        "--model", required=True, help="a model folder, or models:/NAME@ALIAS from MLflow's registry"
+        "--model",
+        help=f"a model folder, or models:/NAME@ALIAS from MLflow's registry (default: {DEFAULT_MODEL}, a small one of "
+        "drawn scenes that comes with ldznet)",
     )
     parser.add_argument("--ldm", help="the frozen LDM, if it does not lie where it lay in training")
     parser.add_argument(
@@ -72,9 +78,10 @@ def segment(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.image}: {fault}") from fault
     if not all(phrase.strip() for phrase in arguments.phrases):
         raise UserError("an empty phrase names nothing: say what to segment, such as 'the red apple'")
-    predictor = Predictor.from_pretrained(
-        resolve_model(arguments.model, tracking_uri=arguments.tracking_uri), ldm=arguments.ldm
-    )
+    if arguments.model is None:
+        logger.warning("no --model: %s, a small one that knows drawn scenes, not photos", DEFAULT_MODEL)
+    model = resolve_model(arguments.model or DEFAULT_MODEL, tracking_uri=arguments.tracking_uri)
+    predictor = Predictor.from_pretrained(model, ldm=arguments.ldm)
     started = time.perf_counter()
     predictor.set_image(photo, resize=arguments.resize)
     predictions = predictor.predict(

@@ -13,7 +13,7 @@ from ldznet.modeling.config import Kind, NetworkConfig, UNetConfig
 from ldznet.noise_map_config import NoiseMapConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
 from pipeline.cache.spec import SCHEMA_VERSION, CacheSpec, FeaturesConfig, PolicyConfig, canonical_json
-from pipeline.datasets.opening import DataConfig
+from pipeline.datasets.opening import DataConfig, Phrases
 from pipeline.loading.config import LoaderConfig
 from pipeline.planning.config import PlanConfig
 from pipeline.probing.config import ProbeConfig
@@ -34,6 +34,7 @@ class SetConfig(PolicyConfig):
 
     split: str
     data: DataConfig | None = None  # another data set than the recipe's own
+    phrases: Phrases | None = None  # as data.phrases, for this set alone
 
 
 class CacheConfig(Config):
@@ -205,7 +206,9 @@ class Recipe(Config):
 
     def data_of(self, set_name: str) -> DataConfig:
         """The data set that a set is taken from."""
-        return self.set_named(set_name).data or self.data
+        chosen = self.set_named(set_name)
+        data = chosen.data or self.data
+        return data if chosen.phrases is None else data.model_copy(update={"phrases": chosen.phrases})
 
     def cache_spec(self, set_name: str, *, ldm_digest: str) -> CacheSpec:
         """The numeric specification of a set's features."""
@@ -220,7 +223,7 @@ class Recipe(Config):
         asked = {
             "schema_version": SCHEMA_VERSION,
             "data": self.data_of(set_name).model_dump(mode="json"),
-            "set": self.set_named(set_name).model_dump(mode="json", exclude={"data"}),
+            "set": self.set_named(set_name).model_dump(mode="json", exclude={"data", "phrases"}),
             "features": self.features.model_dump(mode="json"),
             "ldm": self.ldm.model_dump(mode="json"),
         }

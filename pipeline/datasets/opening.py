@@ -10,12 +10,16 @@ from pydantic import Field, model_validator
 from ldznet.config import Config
 from ldznet.errors import UserError
 from pipeline.datasets.folder import FolderDataset
+from pipeline.datasets.hidden_phrases import HiddenPhrases
 from pipeline.datasets.phrasecut import PhraseCutDataset
 from pipeline.datasets.refer import IMAGE_FOLDER, ReferDataset
 from pipeline.datasets.sample import Dataset, Sample
 from pipeline.datasets.shuffled_phrases import ShuffledPhrases
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
+
+# Controls: shuffled: each sample has another one's phrase; hidden: all have one that tells nothing.
+Phrases = Literal["own", "shuffled", "hidden"]
 
 
 class ReferConfig(Config):
@@ -42,9 +46,7 @@ class DataConfig(Config):
     name: str | None = None  # for logs and reports; the format's name where none is given
     splits: dict[str, str] = Field(default_factory=dict)  # our name -> the data set's, e.g. {val: miniv}
     limit: int | None = Field(default=None, gt=0)  # only the first so many samples of each split
-    phrases: Literal["own", "shuffled"] = (
-        "own"  # shuffled: each sample has another one's phrase, as a control
-    )
+    phrases: Phrases = "own"
     refer: ReferConfig | None = None
 
     @model_validator(mode="after")
@@ -116,4 +118,10 @@ def open_dataset(config: DataConfig, *, store: ObjectStore | None = None) -> Dat
             )
     if config.splits or config.limit is not None:
         whole = Selection(whole=whole, names=config.splits, limit=config.limit)
-    return ShuffledPhrases(whole=whole) if config.phrases == "shuffled" else whole
+    match config.phrases:
+        case "shuffled":
+            return ShuffledPhrases(whole=whole)
+        case "hidden":
+            return HiddenPhrases(whole=whole)
+        case "own":
+            return whole

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ldznet.builtin_models import PREFIX as BUILTIN
 from ldznet.clipseg import CLIPSeg, clipseg_folder, is_clipseg, model_type
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
@@ -80,8 +81,10 @@ def locate_system(config: SystemConfig, *, tracking_uri: str | None) -> LocatedS
         UserError: nothing is there, or nothing that can be scored.
     """
     source = config.source
-    name = config.name or _NOT_IN_NAMES.sub("-", Path(source.removeprefix("models:/")).name)
-    if source.startswith("models:"):
+    name = config.name or _NOT_IN_NAMES.sub(
+        "-", Path(source.removeprefix("models:/").removeprefix(BUILTIN)).name
+    )
+    if source.startswith(("models:", BUILTIN)):
         return LocatedSystem(
             config=config, family="network", folder=resolve_model(source, tracking_uri), name=name
         )
@@ -91,8 +94,8 @@ def locate_system(config: SystemConfig, *, tracking_uri: str | None) -> LocatedS
     if not folder.is_dir():
         if folder.exists() or source.count("/") != 1 or source.startswith((".", "~")):
             raise UserError(
-                f"evaluate.models: there is no folder {source}: give a model folder, models:/NAME@ALIAS, a CLIPSeg "
-                f"folder or hub id, a folder of masks, or {NOISE_MAP}"
+                f"evaluate.models: there is no folder {source}: give a model folder, models:/NAME@ALIAS, "
+                f"builtin:NAME, a CLIPSeg folder or hub id, a folder of masks, or {NOISE_MAP}"
             )
         return LocatedSystem(config=config, family="clipseg", folder=clipseg_folder(source), name=name)
     if is_clipseg(folder):

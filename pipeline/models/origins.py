@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from ldznet.builtin_models import PREFIX as BUILTIN
 from pipeline.recipe import Recipe
 
 _OPENRAIL = "creativeml-openrail-m"
@@ -52,14 +53,17 @@ def ldm_origin(source: str, folder: Path) -> LdmOrigin:
     """What is known of an LDM.
 
     Args:
-        source: the recipe's `ldm.source`: a folder or a hub id.
+        source: the recipe's `ldm.source`: a folder, `builtin:NAME` or a hub id.
         folder: where it lies on this machine.
     """
-    hub_id = None if Path(source).exists() else source.partition("@")[0]
+    shipped = source.startswith(BUILTIN)
+    hub_id = None if shipped or Path(source).exists() else source.partition("@")[0]
     untrained = is_untrained(folder)
     licence = _licence(hub_id, folder)
     if untrained:
         terms = "The frozen LDM is this project's untrained miniature: nobody else's weights are in it."
+    elif shipped:
+        terms = f"The frozen LDM is this project's own small one of generated scenes, under {licence}; see NOTICE."
     elif licence == _OPENRAIL:
         terms = (
             "The frozen LDM is Stable Diffusion, under CreativeML OpenRAIL-M: its use restrictions (attachment A) bind "
@@ -72,7 +76,8 @@ def ldm_origin(source: str, folder: Path) -> LdmOrigin:
             "The frozen LDM's licence is unknown. Where it is Stable Diffusion v1, it is CreativeML OpenRAIL-M, whose "
             "use restrictions bind whoever uses or passes on weights that started from it."
         )
-    name = hub_id or ("an untrained miniature" if untrained else "a local folder")
+    name = hub_id or (f"{source}, which comes with ldznet" if shipped else None)
+    name = name or ("an untrained miniature" if untrained else "a local folder")
     return LdmOrigin(name=name, hub_id=hub_id, untrained=untrained, licence=licence, terms=terms)
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ldznet.config import Config
 
-Split = Literal["train", "val", "test", "foreign_train", "foreign", "held_out"]
+Split = Literal["train", "val", "test", "foreign_train", "foreign_val", "foreign", "held_out"]
 PhraseKind = Literal["name", "group", "position", "size", "colour"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 KNOWN_STYLES = ("noto", "twemoji", "fluent-emoji-flat")
@@ -19,6 +19,7 @@ class SceneCounts(Config):
     val: int = Field(default=60, ge=0)
     test: int = Field(default=100, ge=0)
     foreign_train: int = Field(default=0, ge=0)
+    foreign_val: int = Field(default=0, ge=0)
     foreign: int = Field(default=100, ge=0)
     held_out: int = Field(default=0, ge=0)
 
@@ -35,7 +36,7 @@ class ScenesConfig(Config):
     size: int = Field(default=256, ge=64, le=1024)  # pixels a side
     counts: SceneCounts = SceneCounts()
     styles: tuple[str, ...] = ("noto", "twemoji")  # train, val, test, held_out
-    foreign_styles: tuple[str, ...] = ("fluent-emoji-flat",)  # foreign, foreign_train
+    foreign_styles: tuple[str, ...] = ("fluent-emoji-flat",)  # foreign, foreign_train, foreign_val
     nouns: int | None = Field(default=None, ge=8)  # the first N nouns, the everyday ones first; None: all
     held_out_nouns: int = Field(default=0, ge=0)  # of these, shown in the split `held_out` only
     min_objects: int = Field(default=2, ge=1, le=8)
@@ -64,12 +65,15 @@ class ScenesConfig(Config):
         shared = set(self.styles) & set(self.foreign_styles)
         if shared:
             raise ValueError(f"style {min(shared)!r} is both seen and foreign: take it out of one of the two")
-        if not self.foreign_styles and self.counts.foreign + self.counts.foreign_train:
+        counts = self.counts
+        if not self.foreign_styles and counts.foreign + counts.foreign_train + counts.foreign_val:
             raise ValueError("foreign scenes need at least one foreign style")
         if self.min_objects > self.max_objects or self.min_scale > self.max_scale:
             raise ValueError("min_objects and min_scale must not exceed max_objects and max_scale")
-        if self.counts.held_out and self.held_out_nouns < 8:
-            raise ValueError("counts.held_out needs held_out_nouns of 8 or more")
+        if counts.held_out and self.held_out_nouns < max(2, self.max_objects):
+            raise ValueError(
+                f"counts.held_out needs held_out_nouns of {max(2, self.max_objects)} or more, to fill a scene"
+            )
         if self.nouns is not None and self.nouns - self.held_out_nouns < 8:
             raise ValueError("nouns must leave 8 or more beside held_out_nouns")
         if not self.phrase_kinds:

@@ -126,6 +126,14 @@ def test_what_is_known_of_an_ldm(source: str, licence: str | None, told: str, tm
     assert told in origin.terms
 
 
+def test_an_ldm_that_comes_with_the_package_is_on_no_hub(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small\n")
+    origin = ldm_origin("builtin:small", tmp_path)
+    assert (origin.hub_id, origin.licence) == (None, "apache-2.0")
+    assert origin.name == "builtin:small, which comes with ldznet"
+    assert "this project's own small one of generated scenes, under apache-2.0" in origin.terms
+
+
 def test_a_local_ldm_is_known_by_its_own_card_alone(miniature_ldm: Path, tmp_path: Path) -> None:
     assert ldm_origin(str(miniature_ldm), miniature_ldm).untrained
     copy = tmp_path / "ldm"

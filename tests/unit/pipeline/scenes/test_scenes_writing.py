@@ -14,7 +14,7 @@ from pipeline.scenes.config import SceneCounts, ScenesConfig
 from pipeline.scenes.scene import compose_scene
 from pipeline.scenes.writing import describe_scenes, write_scenes
 
-COUNTS = SceneCounts(train=3, val=1, test=2, foreign_train=1, foreign=2, held_out=1)
+COUNTS = SceneCounts(train=3, val=1, test=2, foreign_train=1, foreign_val=1, foreign=2, held_out=1)
 CONFIG = ScenesConfig(size=64, nouns=60, held_out_nouns=10, counts=COUNTS)
 ROOT = pathlib.Path(__file__).parents[4]
 
@@ -32,7 +32,7 @@ def test_folder_is_what_its_list_says(tmp_path):
     written = write_scenes(
         tmp_path / "scenes", CONFIG, progress=lambda done, total: told.append((done, total))
     )
-    assert told == [(done, 10) for done in range(1, 11)]
+    assert told == [(done, 11) for done in range(1, 12)]
     records = [json.loads(line) for line in (tmp_path / "scenes" / "phrases.jsonl").open()]
     assert len(records) == written.phrases
     assert {record["split"] for record in records} == set(SceneCounts.model_fields)

@@ -1,7 +1,8 @@
-"""Shuffled phrases: everybody has another one's, the same ones each time, and nothing else has changed."""
+"""Controls: everybody has another one's phrase, or one that tells nothing; nothing else has changed."""
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldznet.errors import UserError
+from pipeline.datasets.hidden_phrases import HIDDEN
 from pipeline.datasets.opening import DataConfig, open_dataset
 from pipeline.datasets.shuffled_phrases import _dealt
 
@@ -48,6 +50,15 @@ def test_phrases_change_places_and_nothing_else_does(data: Path) -> None:
     assert Counter(sample.phrase for sample in dealt) == Counter(PHRASES)
     assert all(mine.phrase != theirs.phrase for mine, theirs in zip(own, dealt, strict=True))
     assert dealt == list(open_dataset(config).samples("val"))
+
+
+def test_hidden_phrases_tell_nothing_and_nothing_else_changes(data: Path) -> None:
+    own = list(open_dataset(DataConfig(format="folder", root=str(data))).samples("val"))
+    hidden = open_dataset(DataConfig(format="folder", root=str(data), phrases="hidden"))
+    blind = list(hidden.samples("val"))
+    assert {sample.phrase for sample in blind} == {HIDDEN}
+    assert [replace(sample, phrase=one.phrase) for sample, one in zip(blind, own, strict=True)] == own
+    assert hidden.name == "folder (phrases hidden)"
 
 
 def test_the_limit_comes_first(data: Path) -> None:

@@ -1,0 +1,64 @@
+"""Models that come with the package: put under `ldznet/weights/` as fp16, small enough for a repository."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldznet.builtin_models import WEIGHTS
+from ldznet.errors import UserError
+from ldznet.ldm_folder import check_ldm_folder
+from ldznet.modeling import network_from_pretrained
+from ldznet.modeling.pretrained import CONFIG_FILE, save_network
+from ldznet.prediction_config import FILE_NAME as PREDICTION_FILE
+from ldznet.prediction_config import PredictionConfig
+from pipeline.models.folder import CARD
+
+
+def ship_model(folder: Path, *, name: str, weights: Path = WEIGHTS) -> Path:
+    """Put a frozen LDM (as `ldznet pretrain --show` leaves it) or a trained network where `builtin:NAME` finds it.
+
+    An LDM is copied as it is: networks know it by its digest. A network's weights are rounded to fp16. The card
+    of an LDM that was there is kept.
+
+    Args:
+        folder: an LDM in the diffusers layout, or a model folder.
+        name: what `builtin:` is followed by.
+        weights: the folder of all such models.
+
+    Returns:
+        The model's place.
+
+    Raises:
+        UserError: the folder is neither, or its network was trained on an LDM that does not come with the package.
+    """
+    place = weights / name
+    if (folder / "model_index.json").is_file():
+        check_ldm_folder(folder)
+        card = (place / CARD).read_bytes() if (place / CARD).is_file() else None
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(folder, place)
+        if card is not None:
+            (place / CARD).write_bytes(card)
+        return place
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder} holds neither a frozen LDM (model_index.json) nor a network ({CONFIG_FILE})"
+        )
+    source = PredictionConfig.load(folder).ldm_source
+    if source is None or not source.startswith("builtin:"):
+        raise UserError(f"{folder} was trained on {source}: whoever has the package alone could not use it")
+    network = network_from_pretrained(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    save_network(
+        place, network.config, {name: _half(tensor) for name, tensor in network.state_dict().items()}
+    )
+    for extra in (PREDICTION_FILE, CARD):
+        if (folder / extra).is_file():
+            shutil.copy(folder / extra, place / extra)
+    return place
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
