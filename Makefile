@@ -15,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 export DO_NOT_TRACK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports unit integration test-faults test-cluster bench audit services services-stop format clean
+.PHONY: help setup demo results test lint types imports unit integration test-faults test-cluster bench audit services services-stop format clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup ## The whole flow on this machine, from nothing, with pictures (minutes on 2 cores)
 	@$(BIN)/ldznet demo --out $(DEMO)
+
+results: setup ## docs/results.md again: networks trained and scored on scenes (hours on 2 cores)
+	@$(BIN)/python -m jobs.results
 
 test: setup lint types imports unit integration ## What CI runs: lint, types, import rules, all tests
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import mmap
 import os
 import pickle
 import tempfile
@@ -100,10 +101,10 @@ class MemberTable:
 
     def pack(self, rows: NDArray[np.int64]) -> "PackedMembers":
         """The members of these rows for another process: their records as they lie in the file, unread."""
-        self._file.flush()
-        handle, places, sizes = self._file.fileno(), self._places[rows] >> 8, self._sizes[rows]
+        starts, sizes = self._places[rows] >> 8, self._sizes[rows]
+        mapped = self._mapped
         records = [
-            os.pread(handle, size, place) for place, size in zip(places.tolist(), sizes.tolist(), strict=True)
+            mapped[start:end] for start, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
         ]
         return PackedMembers(
             keys=self.keys[rows],
@@ -122,6 +123,14 @@ class MemberTable:
         ends = np.append(starts[1:], np.uint64(self._file.tell()))
         return (ends - starts)[np.searchsorted(starts, offsets)].astype(np.uint32)
 
+    @cached_property
+    def _mapped(self) -> mmap.mmap | bytes:
+        """The records' file in memory, page by page as it is needed: a shard's records lie all over it."""
+        self._file.flush()
+        if not len(self):
+            return b""  # an empty file cannot be mapped
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+
     def _member(self, row: int) -> Member:
         place = int(self._places[row])
         self._file.seek(place >> 8)
@@ -137,6 +146,9 @@ class MemberTable:
 
     def close(self) -> None:
         """Remove the temporary file. Keys stay."""
+        mapped = self.__dict__.pop("_mapped", None)
+        if isinstance(mapped, mmap.mmap):
+            mapped.close()
         self._file.close()
 
     def __enter__(self) -> Self:

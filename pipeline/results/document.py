@@ -1,0 +1,41 @@
+"""docs/results.md, written from the records beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.results.record import ResultRecord
+
+EXPERIMENTS = ("table", "adapted")
+LDM_FIGURES = "ldm.json"  # what `ldznet pretrain --show` measured, and its command
+_TEMPLATE = "results.md.j2"
+
+
+def write_document(folder: Path) -> Path:
+    """Write `results.md` beside the folder of records. Returns its path."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # noqa: S701 - Markdown, of our own words and figures
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    records = {name: _record(folder / f"{name}.json") for name in EXPERIMENTS}
+    text = environment.get_template(_TEMPLATE).render(records=records, ldm=_ldm(folder / LDM_FIGURES))
+    page = folder.parent / "results.md"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _record(path: Path) -> ResultRecord | None:
+    return ResultRecord.load(path) if path.is_file() else None
+
+
+def _ldm(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return figures

@@ -1,0 +1,62 @@
+"""docs/results.md: every recorded figure with its interval, command and machine; and the page in the repository."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ldznet.score_results import Score
+from pipeline.results.document import write_document
+from pipeline.results.record import ResultRecord, ResultRow
+
+DOCS = Path(__file__).parents[4] / "docs"
+
+
+def record(name: str) -> ResultRecord:
+    row = ResultRow(
+        model="ldznet",
+        set_name="foreign",
+        phrases=321,
+        parameters=9_400_000,
+        miou=Score(value=0.512, low=0.48, high=0.54, threshold=0.4),
+        iou_fg=Score(value=0.6),
+        ap=Score(value=0.7, low=0.65, high=0.75),
+        seconds_per_phrase=0.0312,
+    )
+    return ResultRecord(
+        name=name,
+        command=f"python -m jobs.results --only {name}",
+        recipe_digest="ab" * 32,
+        rows=(row, row.model_copy(update={"model": "noise-map", "parameters": None})),
+        minutes={"scenes": 1.5, "train": 12.0},
+        machine={"Processor": "two cores"},
+        versions={"torch": "2"},
+        date="2026-01-02",
+    )
+
+
+def test_every_figure_stands_with_its_interval_and_its_origin(tmp_path: Path) -> None:
+    record("table").save(tmp_path / "results")
+    text = write_document(tmp_path / "results").read_text()
+    assert "| foreign | 321 | ldznet | 9.40 M | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
+    assert "| foreign | 321 | noise-map |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
+    assert "- command: `python -m jobs.results --only table`; scenes 1.5 min; train 12 min\n" in text
+    for fact in ("ab" * 32, "Processor: two cores", "torch 2", "2026-01-02"):
+        assert fact in text
+    assert "Adapted to a foreign style" not in text
+    assert "latent diffusion model\n" not in text
+
+
+def test_the_latent_diffusion_model_has_its_own_table(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    record("adapted").save(folder)
+    split = {"psnr_db": 21.72, "conditional": 0.1, "unconditional": 0.11, "shuffled": 0.12}
+    facts = {"command": "ldznet pretrain X --show", "scenes_a_split": 128, "splits": {"val": split}}
+    (folder / "ldm.json").write_text(json.dumps(facts))
+    text = write_document(folder).read_text()
+    assert "| val | 21.7 | 0.10000 | 0.11000 | 0.12000 |" in text
+    assert "Adapted to a foreign style" in text
+
+
+def test_the_page_is_what_the_records_give(tmp_path: Path) -> None:
+    shutil.copytree(DOCS / "results", tmp_path / "results")
+    assert write_document(tmp_path / "results").read_text() == (DOCS / "results.md").read_text()
