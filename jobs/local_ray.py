@@ -18,6 +18,7 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a recipe's relative paths mean the same to driver and ranks
     "RAY_DEDUP_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 gives whatever else runs a machine's time before the networks
 }
 
 

@@ -199,13 +199,14 @@ def gif() -> bytes:
         ("json", b'{"a":"' + b" " * 2**20 + b'"}', "JSON of 1048584 bytes"),
         ("mask.png", b"", "not a sound PNG"),
         ("mask.png", gif(), "not a sound PNG"),
-        ("mask.png", png_of(30_000, 30_000), "PNG"),
-        ("mask.png", png_of(8_000, 8_000), "8000 x 8000 is no view"),
-        ("mask.png", png_of(16, 16, data=b"\0"), "not a sound PNG"),
-        ("mask.png", png_of(4, 4, kind=2, data=bytes(52)), "mode RGB is no L"),
-        ("mask.png", encode_png(np.zeros((4, 4, 3), np.uint8)), "mode RGB is no L"),
-        ("image.png", encode_png(np.zeros((4, 4), np.bool_)), "mode L is no RGB"),
-        ("image.png", png_of(4, 4, depth=16, data=bytes(36)), "is no RGB"),
+        ("mask.png", png_of(30_000, 30_000, depth=1), "PNG"),
+        ("mask.png", png_of(8_000, 8_000, depth=1), "8000 x 8000 is no view"),
+        ("mask.png", png_of(16, 16, depth=1, data=b"\0"), "not a sound PNG"),
+        ("mask.png", png_of(4, 4, data=bytes(20)), "mode L is not of mode 1"),
+        ("mask.png", png_of(4, 4, kind=2, data=bytes(52)), "mode RGB is not of mode 1"),
+        ("mask.png", encode_png(np.zeros((4, 4, 3), np.uint8)), "mode RGB is not of mode 1"),
+        ("image.png", encode_png(np.zeros((4, 4), np.bool_)), "mode 1 is not of mode RGB"),
+        ("image.png", png_of(4, 4, depth=16, data=bytes(36)), "is not of mode RGB"),
     ],
 )
 def test_hostile_files_of_a_sample_are_refused(file: str, content: bytes, reason: str) -> None:
@@ -221,4 +222,4 @@ def test_what_a_sample_lacks_is_named() -> None:
             decode_entry("k", {other: data for other, data in files.items() if other != name})
     with pytest.raises(ValueError, match="no file 'safetensors'"):
         decode_columns({})
-    assert decode_png(files["mask.png"]).shape == (16, 16)
+    assert decode_png(files["mask.png"], mode="1").shape == (16, 16)

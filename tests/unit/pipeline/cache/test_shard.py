@@ -98,8 +98,8 @@ def test_stored_type_is_what_comes_back(stored: str) -> None:
 def test_masks_and_images_survive_png() -> None:
     entry = make_entry(1, with_image=True)
     assert entry.image is not None
-    assert np.array_equal(decode_png(encode_png(entry.image)), entry.image)
-    assert np.array_equal(decode_png(encode_png(entry.mask)) > 0, entry.mask)
+    assert np.array_equal(decode_png(encode_png(entry.image), mode="RGB"), entry.image)
+    assert np.array_equal(decode_png(encode_png(entry.mask), mode="1"), entry.mask)
 
 
 def test_samples_out_of_order_are_a_fault_of_ours(tmp_path: Path) -> None:
