@@ -29,7 +29,10 @@ scripts.main()
 """
 _STARTED = "Ray runtime started"
 
-PATIENCE = {"RAY_agent_register_timeout_ms": "120000"}  # for a node's environment
+NODE_SETTINGS = {
+    "RAY_agent_register_timeout_ms": "120000",
+    "RAY_worker_niceness": "0",  # Ray's own 15 gives whatever else runs a machine's time before the networks
+}
 
 
 def ray_command(*words: str | Path) -> Sequence[str | Path]:

@@ -11,7 +11,7 @@ from typing import Self
 
 from pipeline.services.loopback_server import LoopbackServer, http_status
 from pipeline.services.ports import LOOPBACK, free_ports
-from pipeline.services.ray_command import PATIENCE, has_started, ray_command
+from pipeline.services.ray_command import NODE_SETTINGS, has_started, ray_command
 from pipeline.services.ray_node import RayNode
 
 _OBJECT_STORE_BYTES = 256 << 20  # shards go to object storage, never through Ray's memory
@@ -140,7 +140,7 @@ class RayHead(LoopbackServer):
         return (
             kept
             | self._jobs
-            | PATIENCE
+            | NODE_SETTINGS
             | {
                 "PATH": programs,  # a job's `python` is ours
                 "RAY_ADDRESS": self.node_address,  # for Ray's own actors, which look for a head, where there are others

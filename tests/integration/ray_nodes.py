@@ -24,7 +24,7 @@ import psutil
 
 from pipeline.services.child import ChildServer, last_lines
 from pipeline.services.ports import LOOPBACK, free_ports, is_free
-from pipeline.services.ray_command import PATIENCE, has_started, ray_command
+from pipeline.services.ray_command import NODE_SETTINGS, has_started, ray_command
 
 CHECKOUT = Path(__file__).parents[2]
 PATIENCE_S = 400
@@ -213,7 +213,7 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            **PATIENCE,
+            **NODE_SETTINGS,
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5",  # so soon a node goes that has lost its head
             "OMP_NUM_THREADS": "1",
             "TMPDIR": str(self._sessions),
