@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.arguments import file_names, whole_numbers
 from jobs.entry import exit_code_of
+from ldznet.builtin_models import DEFAULT_LDM
 from ldznet.errors import DataFault, UserError
 
 
@@ -19,13 +20,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("image", type=Path, help="a photo: JPEG, PNG, WebP, BMP or TIFF")
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="such as 'the red apple'")
     parser.add_argument(
-        "--ldm", required=True, help="the frozen LDM: a folder in the diffusers layout, or a hub id"
+        "--ldm",
+        default=DEFAULT_LDM,
+        help=f"the frozen LDM: a folder in the diffusers layout, or a hub id (default: {DEFAULT_LDM}, a small one of "
+        "drawn scenes that comes with ldznet)",
     )
     parser.add_argument(
         "--size",
         type=int,
-        default=512,
-        help="side in px at which the LDM sees the photo, a multiple of 64 (default: 512)",
+        help="side in px at which the LDM sees the photo, a multiple of 64 (default: what it was trained at)",
     )
     parser.add_argument(
         "--timesteps",
@@ -58,7 +61,7 @@ def noise_map(arguments: argparse.Namespace) -> None:
     from ldznet.prompts import DEFAULT_TEMPLATE, fill
     from pipeline.pictures import overlay_heat, side_by_side
 
-    if arguments.size <= 0 or arguments.size % 64:
+    if arguments.size is not None and (arguments.size <= 0 or arguments.size % 64):
         raise UserError(f"--size {arguments.size} is no multiple of 64")
     try:
         photo = decode_image(arguments.image.read_bytes())
@@ -70,7 +73,8 @@ def noise_map(arguments: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ldm = FrozenLDM.from_pretrained(arguments.ldm, device=device)
     config = NoiseMapConfig(timesteps=arguments.timesteps, seeds=arguments.seeds)
-    view = photo.resize((arguments.size, arguments.size), Image.Resampling.BILINEAR)
+    size = arguments.size or ldm.unet_config.get("sample_size", 64) * ldm.latent_stride
+    view = photo.resize((size, size), Image.Resampling.BILINEAR)
     latents = ldm.encode_images(to_tensor(view).unsqueeze(0))  # 1,4,h,w
     context = ldm.encode_prompts([fill(DEFAULT_TEMPLATE, phrase.strip()) for phrase in arguments.phrases])
     maps = NoiseMaps(ldm=ldm, config=config).maps(latents.expand(len(context), -1, -1, -1), context)

@@ -5,6 +5,7 @@ from pathlib import Path
 from ldznet.errors import UserError
 
 PREFIX = "builtin:"
+DEFAULT_LDM = "builtin:scenes-128"
 DEFAULT_MODEL = "builtin:scenes-128-ldznet"  # what segments where no model is named
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -65,5 +65,12 @@ class CurveFile:
             self._tracked({f"{self._stage}/{kind}/{name}": value for name, value in figures.items()}, step)
 
 
+def read_curve(path: Path, *, kind: str, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one figure of a curve file; `kind` is `train` or `validation`."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    chosen = [record for record in records if record["kind"] == kind and name in record]
+    return [record["step"] for record in chosen], [record[name] for record in chosen]
+
+
 def _line(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

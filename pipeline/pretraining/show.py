@@ -1,7 +1,7 @@
 """What a pretrained model can do, finished or not: samples of captions, reconstructions, and figures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.pretraining.sampling import decode_latents, sample_latents
-from pipeline.pictures import side_by_side, stacked
+from pipeline.pictures import Curve, plot_curves, side_by_side, stacked
 from pipeline.pretraining.autoencoder_batches import torch_generator
+from pipeline.pretraining.curve_file import read_curve
 from pipeline.pretraining.export import export_ldm
 from pipeline.pretraining.figures import (
     noise_figures,
@@ -30,12 +31,16 @@ _SPLITS: tuple[Split, ...] = ("val", "held_out", "foreign")
 _CAPTIONS = 12
 _SEEDS = 4  # pictures a caption
 _SHOWN_PX = 128
+_CURVES = {
+    "autoencoder": [("train", "loss"), ("train", "pixels")],
+    "diffusion": [("train", "mse"), ("validation", "conditional"), ("validation", "unconditional")],
+}
 
 
 def show_pretrained(
     recipe: PretrainRecipe, *, steps: int = 30, guidance: float = 4.0, scenes: int = 128
 ) -> Path:
-    """Write `OUTPUT/show/`: `ldm` (fp16), `samples.png`, `reconstructions.png`, `figures.json`.
+    """Write `OUTPUT/show/`: `ldm` (fp16), `samples.png`, `reconstructions.png`, `curves-STAGE.png`, `figures.json`.
 
     Args:
         recipe: what was, or is being, trained.
@@ -55,6 +60,11 @@ def show_pretrained(
         ldm, autoencoder, captions, side=recipe.latent_side, seed=recipe.seed, steps=steps, guidance=guidance
     ).save(folder / "samples.png")
     reconstructions_sheet(autoencoder, recipe).save(folder / "reconstructions.png")
+    for stage, figures in _CURVES.items():
+        curves = list(_curves(Path(recipe.output_folder) / "curves" / f"{stage}.jsonl", figures))
+        if curves:
+            picture = plot_curves(curves, y_label="loss", log_scale=True)
+            (folder / f"curves-{stage}.png").write_bytes(picture)
     facts = {
         "diffusion_step": step or recipe.diffusion.steps,
         "sampler": {"name": "DDIM", "steps": steps, "guidance": guidance},
@@ -63,6 +73,13 @@ def show_pretrained(
     }
     (folder / "figures.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _curves(path: Path, figures: Sequence[tuple[str, str]]) -> Iterator[Curve]:
+    for kind, name in figures if path.is_file() else ():
+        steps, values = read_curve(path, kind=kind, name=name)
+        if steps:
+            yield Curve(name=f"{kind}: {name}", steps=steps, values=values)
 
 
 def validation_captions(recipe: PretrainRecipe) -> list[str]:

@@ -148,6 +148,8 @@ def test_it_shows_samples_reconstructions_and_figures(pretrained: PretrainRecipe
     assert set(figures["splits"]["val"]) == {"psnr_db", "l1", "conditional", "unconditional", "shuffled"}
     assert (folder / "samples.png").stat().st_size > 10_000
     assert (folder / "reconstructions.png").stat().st_size > 10_000
+    for stage in ("autoencoder", "diffusion"):
+        assert (folder / f"curves-{stage}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_pipeline_takes_it_like_any_ldm(
