@@ -1,6 +1,7 @@
 """Make docs/results.md again: train and score the networks on scenes (hours on 2 cores; what is done is kept)."""
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -20,12 +21,12 @@ T = TypeVar("T")
 
 RECIPES = Path(__file__).parent / "recipes"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
-_NETWORKS = (
-    ["network.kind=rgbnet"],
-    ["network.kind=znet"],
-    ["network.kind=ldznet", "network.fusion=concat"],
-    ["network.kind=ldznet"],
-)
+_NETWORKS = {
+    "ldznet": ["network.kind=ldznet"],
+    "znet": ["network.kind=znet"],
+    "ldznet-concat": ["network.kind=ldznet", "network.fusion=concat"],
+    "rgbnet": ["network.kind=rgbnet"],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,35 +35,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", choices=("table", "adapted", "page"), help="one experiment, or the page alone"
     )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=_NETWORKS,
+        default=list(_NETWORKS),
+        help="of the table (default: all)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="overrides, such as train.steps=100")
     arguments = parser.parse_args(argv)
-    return exit_code_of(lambda: results(arguments.only, arguments.overrides))
+    return exit_code_of(
+        lambda: results(arguments.only, networks=arguments.networks, overrides=arguments.overrides)
+    )
 
 
-def results(only: str | None, overrides: Sequence[str] = ()) -> None:
+def results(only: str | None, *, networks: Sequence[str], overrides: Sequence[str] = ()) -> None:
     """Run the experiments that are asked for, and write the page from all records."""
     from jobs.local_ray import ray_session
     from pipeline.results.document import write_document
 
     if only != "page":
         with ray_session(cpus=3):
-            for name, experiment in (("table", table), ("adapted", adapted)):
-                if only in {None, name}:
-                    experiment(overrides)
+            if only in {None, "table"}:
+                table(networks, overrides)
+            if only in {None, "adapted"}:
+                adapted(overrides)
     logger.info("results: %s", write_document(DOCUMENTS))
 
 
-def table(overrides: Sequence[str]) -> None:
-    """Every network on the scenes of its own styles, scored on all sets with the LDM's own noise maps."""
+def table(networks: Sequence[str], overrides: Sequence[str]) -> None:
+    """Networks trained on the scenes of the LDM's own styles, scored on all sets beside the LDM's own noise maps."""
     from jobs.train import train
 
     path = RECIPES / "scenes_128.yaml"
     recipe = _loaded(path, overrides)
     minutes = _prepared(recipe)
     folders = []
-    for network in _NETWORKS:
-        one = _loaded(path, [*overrides, *network])
-        folders.append(_timed(minutes, f"train {one.network.label}", partial(train, one)))
+    for network in networks:
+        one = _loaded(path, [*overrides, *_NETWORKS[network]])
+        folders.append(minutes.of(f"train {one.network.label}", partial(train, one)))
     models = [*map(str, folders), "noise-map"]
     _record(path, recipe, overrides, models=models, name="table", shown="foreign", minutes=minutes)
 
@@ -74,7 +85,7 @@ def adapted(overrides: Sequence[str]) -> None:
     path = RECIPES / "foreign_style.yaml"
     recipe = _loaded(path, overrides)
     minutes = _prepared(recipe)
-    folder = _timed(minutes, "train", partial(train, recipe))
+    folder = minutes.of("train", partial(train, recipe))
     models = [recipe.network.init_from, str(folder)]
     _record(path, recipe, overrides, models=models, name="adapted", shown="foreign", minutes=minutes)
 
@@ -85,21 +96,33 @@ def _loaded(path: Path, overrides: Sequence[str]) -> "Recipe":
     return load_recipe(path, overrides)
 
 
-def _prepared(recipe: "Recipe") -> dict[str, float]:
+def _prepared(recipe: "Recipe") -> "Minutes":
     from jobs.precompute import precompute
     from jobs.scenes import scenes
 
-    minutes: dict[str, float] = {}
-    _timed(minutes, "scenes", partial(scenes, recipe))
-    _timed(minutes, "precompute", partial(precompute, recipe))
+    minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
+    minutes.of("scenes", partial(scenes, recipe))
+    minutes.of("precompute", partial(precompute, recipe))
     return minutes
 
 
-def _timed(minutes: dict[str, float], station: str, act: Callable[[], T]) -> T:
-    started = time.perf_counter()
-    done = act()
-    minutes[station] = (time.perf_counter() - started) / 60
-    return done
+class Minutes:
+    """What stations took, kept in a file: one that is run again, and finds its work done, does not count."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.taken: dict[str, float] = {}
+        if path.is_file():
+            self.taken = json.loads(path.read_text(encoding="utf-8"))
+
+    def of(self, station: str, act: Callable[[], T]) -> T:
+        """Do a station's work."""
+        started = time.perf_counter()
+        done = act()
+        self.taken.setdefault(station, (time.perf_counter() - started) / 60)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self.taken, indent=1) + "\n", encoding="utf-8")
+        return done
 
 
 def _record(
@@ -110,16 +133,16 @@ def _record(
     models: Sequence[str],
     name: str,
     shown: str,
-    minutes: dict[str, float],
+    minutes: Minutes,
 ) -> None:
     from jobs.evaluate import evaluate
     from pipeline.results.masks_sheet import masks_sheet
     from pipeline.results.record import ResultRecord
 
     scored = _loaded(path, [*overrides, f"evaluate.models=[{','.join(models)}]"])
-    evaluation = _timed(minutes, "evaluate", partial(evaluate, scored))
+    evaluation = evaluate(scored)
     command = " ".join(["python -m jobs.results --only", name, *overrides])
-    record = ResultRecord.of(recipe, evaluation, name=name, command=command, minutes=minutes)
+    record = ResultRecord.of(recipe, evaluation, name=name, command=command, minutes=minutes.taken)
     record.save(DOCUMENTS)
     masks_sheet(evaluation, set_name=shown).save(DOCUMENTS / f"{name}.jpg", quality=88)
 
