@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ldznet import builtin_models
+from ldznet.builtin_models import DEFAULT_LDM
 from ldznet.errors import UserError
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from ldznet.modeling import NetworkConfig, build_network, network_from_pretrained, unet_config_of
 from ldznet.prediction_config import PredictionConfig
-from pipeline.models.registered import resolve_model
+from pipeline.models.registered import _copy_source, resolve_model
 from pipeline.models.shipping import ship_model
 
 
@@ -51,6 +52,18 @@ def test_a_network_is_halved_and_found_by_its_name(
     )
     before, after = (network_from_pretrained(one).state_dict() for one in (folder, place))
     assert all(torch.equal(before[name].half().float(), after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("ldm", "brought"),
+    [(DEFAULT_LDM, {"scenes-128"}), ("runs/ldm", set()), (None, set())],
+)
+def test_a_registered_model_brings_its_ldm_where_that_comes_with_the_package(
+    ldm: str | None, brought: set[str], tmp_path: Path
+) -> None:
+    source = _copy_source(tmp_path, ldm=ldm)
+    assert (source / "predictor.py").is_file()
+    assert {path.name for path in (source / "weights").glob("*")} == brought
 
 
 def test_what_others_could_not_use_is_refused(miniature_ldm: Path, weights: Path, tmp_path: Path) -> None:
