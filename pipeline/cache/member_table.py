@@ -22,6 +22,7 @@ from pipeline.cache.member import Member, member_key, sample_id
 from pipeline.datasets.sample import MaskSource, Sample
 
 _BUFFER_BYTES = 1 << 16
+_PACKS_RESIDENT = 64  # after so many shards what they touched of the records' file is let go of
 
 
 class MemberTable:
@@ -51,6 +52,7 @@ class MemberTable:
         self.draws = (self._places & 0xFF).astype(np.uint8)  # N
         self._records = records
         self._file = file
+        self._packs = 0
 
     @classmethod
     def from_samples(
@@ -102,10 +104,12 @@ class MemberTable:
     def pack(self, rows: NDArray[np.int64]) -> "PackedMembers":
         """The members of these rows for another process: their records as they lie in the file, unread."""
         starts, sizes = self._places[rows] >> 8, self._sizes[rows]
+        ends = starts + sizes
         mapped = self._mapped
-        records = [
-            mapped[start:end] for start, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-        ]
+        records = [mapped[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        self._packs += 1
+        if isinstance(mapped, mmap.mmap) and self._packs % _PACKS_RESIDENT == 0:
+            mapped.madvise(mmap.MADV_DONTNEED)  # the file's pages are the system's again, and no memory of ours
         return PackedMembers(
             keys=self.keys[rows],
             draws=self.draws[rows],

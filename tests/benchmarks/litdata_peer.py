@@ -40,6 +40,7 @@ def peer_python() -> Path:
             raise PeerMissingError(f"LitData cannot be installed: {''.join(last) or error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+    _share(folder)
     return folder / "bin" / "python"
 
 
@@ -54,15 +55,15 @@ def _install(folder: Path) -> None:
     python = folder / "bin" / "python"
     _run([sys.executable, "-m", "venv", "--without-pip", folder])
     _run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", *PACKAGES])
-    packages = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    # After its own: torch, NumPy, boto3 and the rest are this project's.
-    Path(packages, "shared.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    _share(folder)
     _run([python, "-c", "import litdata, obstore"])
+
+
+def _share(folder: Path) -> None:
+    """After its own packages: torch, NumPy, boto3 and the rest are this checkout's, wherever that lies today."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    path = folder / "lib" / version / "site-packages" / "shared.pth"
+    path.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
 
 
 def _run(command: list[str | Path]) -> None:
