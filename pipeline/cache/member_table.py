@@ -109,7 +109,9 @@ class MemberTable:
         records = [mapped[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         self._packs += 1
         if isinstance(mapped, mmap.mmap) and self._packs % _PACKS_RESIDENT == 0:
-            mapped.madvise(mmap.MADV_DONTNEED)  # the file's pages are the system's again, and no memory of ours
+            mapped.madvise(
+                mmap.MADV_DONTNEED
+            )  # the file's pages are the system's again, and no memory of ours
         return PackedMembers(
             keys=self.keys[rows],
             draws=self.draws[rows],
