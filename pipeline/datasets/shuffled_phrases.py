@@ -7,31 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldznet.errors import UserError
-from pipeline.datasets.sample import Dataset, Sample
+from pipeline.datasets.rephrased import Rephrased
+from pipeline.datasets.sample import Sample
 from pipeline.draws import draw_generator
-from pipeline.object_store.store import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShuffledPhrases:
+class ShuffledPhrases(Rephrased):
     """Every sample with the phrase of another one, never its own; images and masks stay. Lists a split in memory."""
 
-    whole: Dataset
+    done = "shuffled"
+
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """The data set's name, and what was done to it."""
-        return f"{self.whole.name} (phrases shuffled)"
-
-    @property
-    def store(self) -> ObjectStore:
-        """The data set's store."""
-        return self.whole.store
-
-    def splits(self) -> tuple[str, ...]:
-        """Those of the data set."""
-        return self.whole.splits()
 
     def samples(self, split: str) -> Iterator[Sample]:
         """The split's samples in their order.

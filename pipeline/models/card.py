@@ -4,17 +4,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from ldznet.ldm_folder import resolve_ldm
 from pipeline.cache.manifest import Manifest
 from pipeline.models.folder import CARD
 from pipeline.models.origins import data_terms, ldm_origin
 from pipeline.recipe import NetworkOptions, Recipe
 from pipeline.report.machine import package_versions
+from pipeline.report.markdown import render_markdown
 from pipeline.tracking.redaction import redacted_text
 
-_TEMPLATE = "card.md.j2"
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
 _SCORES = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- /scores -->)", re.DOTALL)
 _KINDS = {
     "ldznet": "LD-ZNet: a segmentation network on a latent diffusion model's latents and inner features.",
@@ -45,15 +44,9 @@ def write_card(
         metrics: of the validation that chose them; empty without one.
         parameters: how many numbers the network has.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701 - Markdown, of our own words and figures
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ldm = ldm_origin(recipe.ldm.source, resolve_ldm(recipe.ldm.source))
-    text = environment.get_template(_TEMPLATE).render(
+    text = render_markdown(
+        _TEMPLATE,
         recipe=recipe,
         title=f"{recipe.name}-{recipe.network.label}",
         kind=_KINDS[recipe.network.kind],

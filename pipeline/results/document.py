@@ -4,29 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from pipeline.report.markdown import render_markdown
 from pipeline.results.record import ResultRecord
 
 EXPERIMENTS = ("table", "adapted")
 LDM_FIGURES = "ldm.json"  # what `ldznet pretrain --show` measured, and its command
-_TEMPLATE = "results.md.j2"
+_TEMPLATE = Path(__file__).with_name("results.md.j2")
 
 
 def write_document(folder: Path) -> Path:
     """Write `results.md` beside the folder of records. Returns its path."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # noqa: S701 - Markdown, of our own words and figures
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     records = {name: _record(folder / f"{name}.json") for name in EXPERIMENTS}
-    text = environment.get_template(_TEMPLATE).render(records=records, ldm=_ldm(folder / LDM_FIGURES))
+    text = render_markdown(_TEMPLATE, records=records, ldm=_ldm(folder / LDM_FIGURES))
     page = folder.parent / "results.md"
-    page.write_text(text, encoding="utf-8")
+    page.write_text(text.rstrip() + "\n", encoding="utf-8")
     return page
 
 
