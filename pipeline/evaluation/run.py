@@ -69,6 +69,14 @@ class Evaluation:
     folders: list[Path] = field(default_factory=list)  # of our networks
     phrases: dict[str, list[ScoredPhrase]] = field(default_factory=dict)  # set -> what was scored
 
+    def add(self, other: "Evaluation") -> None:
+        """Take in what another evaluation found on the same sets."""
+        self.results += other.results
+        self.examples |= other.examples
+        self.thresholds |= other.thresholds
+        self.folders += other.folders
+        self.phrases |= other.phrases
+
     @property
     def published(self) -> list[PaperRow]:
         """The paper's own figures for the sets that are the paper's."""

@@ -24,7 +24,7 @@ class Batch:
     scales: dict[int, Tensor] = field(
         default_factory=dict
     )  # block number -> B,G where features are quantised
-    masks: Tensor  # B,1,H,W  in {0,1}, float
+    masks: Tensor  # B,1,H,W  bool: a quarter of the bytes to move
     weight: Tensor  # B  1 for a sample, 0 for padding
     images: Tensor | None = None  # B,3,H,W in [-1,1], where the cache keeps them (RGBNet)
     facts: tuple[dict[str, Any], ...] = ()  # phrase, prompt, timestep, view and ids of each sample
@@ -45,7 +45,7 @@ class Batch:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "Batch":
         """The batch on a device; with a `dtype`, network inputs are of it, and quantised features are whole again.
 
-        Stored values travel, and are dequantised where they arrive. Masks and weights stay fp32.
+        Stored values travel, and are dequantised where they arrive. Masks stay bool, weights fp32.
         """
 
         def move(tensor: Tensor, kept: torch.dtype | None = None) -> Tensor:

@@ -52,7 +52,7 @@ class BatchBuffer:
         self._lock = threading.Lock()
         self._form: BatchForm | None = None
         self._tensors: dict[str, Tensor] = {}
-        self._mask_rows: NDArray[np.float32]
+        self._mask_rows: NDArray[np.bool_]
         self._bytes: dict[str, NDArray[np.uint8]] = {}  # name -> B,bytes of a row
         self._masks = self._images = torch.empty(0)
         self._filled: list[tuple[str, dict[str, Any]] | None] = [None] * size  # key and facts
@@ -72,7 +72,7 @@ class BatchBuffer:
         for name, (dtype, shape) in form.tensors.items():
             tensor = self._tensors[name] = empty(name, *shape, dtype=dtype)
             self._bytes[name] = tensor.view(self._size, -1).view(torch.uint8).numpy()
-        self._masks = empty("masks", 1, *form.mask)
+        self._masks = empty("masks", 1, *form.mask, dtype=torch.bool)
         self._mask_rows = self._masks[:, 0].numpy()  # B,H,W
         if form.image is not None:
             height, width, channels = form.image

@@ -25,7 +25,7 @@ def collate(entries: Sequence[Entry], *, size: int, samples: int) -> Batch:
         context=torch.stack([entry.context for entry in filled]),  # B,77,D
         features={b: torch.stack([entry.features[b] for entry in filled]) for b in filled[0].features},
         scales={b: torch.stack([entry.scales[b] for entry in filled]) for b in filled[0].scales},  # B,G
-        masks=torch.from_numpy(np.stack([entry.mask for entry in filled])).unsqueeze(1).float(),  # B,1,H,W
+        masks=torch.from_numpy(np.stack([entry.mask for entry in filled])).unsqueeze(1),  # B,1,H,W
         weight=(torch.arange(size) < samples).float(),
         images=images,
         facts=tuple(entry.facts for entry in filled),

@@ -50,7 +50,7 @@ def assemble(
         with_images: the views' pixels too.
     """
     rows: list[FrozenRow] = []
-    masks, weight = torch.zeros(size, 1, side, side), torch.zeros(size)
+    masks, weight = torch.zeros(size, 1, side, side, dtype=torch.bool), torch.zeros(size)
     images = torch.zeros(size, 3, side, side) if with_images else None
     keys: list[str] = []
     facts: list[dict[str, Any]] = []

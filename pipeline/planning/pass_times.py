@@ -51,6 +51,7 @@ class PassTimer:
 
     def __init__(self, networks: Networks, spec: CacheSpec, sample: Prepared) -> None:
         self._networks, self._spec, self._sample = networks, spec, sample
+        self._passes = networks.passes()
         features = spec.features
         # Where passes are compiled, each shape is compiled for itself: only the recipe's own is worth that.
         self._only_whole = features.compile
@@ -123,7 +124,7 @@ class PassTimer:
         return self._networks.busy_s - before
 
     def _run(self, step: _Step) -> dict[str, Tensor]:
-        return self._networks.submit(step).result()
+        return self._passes.submit(step).result()
 
     def _vae(self, size: int) -> _Step:
         one, seed = self._sample, self._spec.features.seed

@@ -22,7 +22,7 @@ from pipeline.cache.receipt import LeftOut
 from pipeline.cache.spec import CacheSpec
 from pipeline.datasets.sample import ReadObject
 from pipeline.precompute.decoding import DecodeAhead
-from pipeline.precompute.networks import Networks, Pending
+from pipeline.precompute.networks import Networks, Passes, Pending
 from pipeline.precompute.passes import (
     FeatureBatch,
     ViewBatch,
@@ -64,19 +64,19 @@ class ShardComputation:
 
         Args:
             spec: the numeric specification.
-            networks: the frozen LDM, which other shards may use meanwhile.
+            networks: the frozen LDM, which other shards may use meanwhile: those that began earlier go first.
             scratch: an empty scratch file.
             watch: told how far it is.
             decoders: threads that decode.
         """
-        self._spec, self._networks, self._scratch = spec, networks, scratch
+        self._spec, self._passes, self._scratch = spec, networks.passes(), scratch
         self._watch = watch or ShardWatch()
         self._decoders = decoders
         self._keeps_pictures = spec.features.keep_images and spec.content == "samples"
         self._records: list[_Record] = []
         self._pictures: dict[ViewKey, Stretch] = {}
-        self._latents: _SpilledPasses[ViewKey] = _SpilledPasses(networks, scratch)
-        self._contexts: _SpilledPasses[str] = _SpilledPasses(networks, scratch)
+        self._latents: _SpilledPasses[ViewKey] = _SpilledPasses(self._passes, scratch)
+        self._contexts: _SpilledPasses[str] = _SpilledPasses(self._passes, scratch)
 
     def decode(self, members: Sequence[Member], read: ReadObject) -> list[LeftOut]:
         """Decode the members and encode their views; those left out, in key order.
@@ -138,7 +138,7 @@ class ShardComputation:
             return
         features, pixels = self._spec.features, list(views.items())
         views.clear()
-        batch = ViewBatch.of(pixels, size=features.image_batch, seed=features.seed, ldm=self._networks.ldm)
+        batch = ViewBatch.of(pixels, size=features.image_batch, seed=features.seed, ldm=self._passes.ldm)
         self._latents.submit([key for key, _ in pixels], partial(encode_views, batch=batch))
 
     def _encode_prompts(self) -> None:
@@ -159,7 +159,7 @@ class ShardComputation:
         batch = FeatureBatch.of(
             latents, context, timesteps=timesteps, noise=noise, size=features.feature_batch
         )
-        pending = self._networks.submit(partial(block_features, batch=batch, blocks=features.blocks))
+        pending = self._passes.submit(partial(block_features, batch=batch, blocks=features.blocks))
         return _FeaturePass(records=records, latents=latents, context=context, pending=pending)
 
     def _computed(self, done: "_FeaturePass") -> Iterator[ComputedSample]:
@@ -214,8 +214,8 @@ class _FeaturePass:
 class _SpilledPasses(Generic[_Key]):
     """Rows that passes gave, by key, in the scratch file; one pass is on its way while the next is made ready."""
 
-    def __init__(self, networks: Networks, scratch: Scratch) -> None:
-        self._networks, self._scratch = networks, scratch
+    def __init__(self, passes: Passes, scratch: Scratch) -> None:
+        self._passes, self._scratch = passes, scratch
         self._places: dict[_Key, Stretch | None] = {}  # None while on its way
         self._flying: tuple[Sequence[_Key], Pending[str]] | None = None
         self._shape: tuple[int, ...] = ()
@@ -227,7 +227,7 @@ class _SpilledPasses(Generic[_Key]):
     def submit(self, keys: Sequence[_Key], step: Callable[[FrozenLDM], Tensor]) -> None:
         """A pass that gives one row a key."""
         self._places.update(dict.fromkeys(keys))
-        pending = self._networks.submit(lambda ldm: {"rows": step(ldm)})
+        pending = self._passes.submit(lambda ldm: {"rows": step(ldm)})
         self.settle()
         self._flying = keys, pending
 
@@ -246,5 +246,5 @@ class _SpilledPasses(Generic[_Key]):
         places = [place for key in keys if (place := self._places[key]) is not None]
         assert len(places) == len(keys), "rows still on their way"
         return self._scratch.get_tensors(
-            places, shape=self._shape, dtype=self._dtype, pinned=self._networks.on_gpu
+            places, shape=self._shape, dtype=self._dtype, pinned=self._passes.on_gpu
         )

@@ -1,21 +1,25 @@
 """The frozen networks behind one thread that feeds the device, for all the shards that a worker is at.
 
 One thread, because threads, streams, `no_grad` and compiled graphs are a thread's own: all passes see the same, in
-whatever order shards hand them in. A pass is a pure function of its batch, so the order changes no byte. While a pass
-runs here, the shards' own threads decode, pack, hash and upload.
+whatever order shards hand them in. A pass is a pure function of its batch, so the order changes no byte: those of the
+elder shard go first (see `TurnThread`). While a pass runs here, the shards' own threads decode, pack, hash and upload.
 """
 
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from ldznet.frozen_ldm import FrozenLDM
+from pipeline.precompute.turns import TurnThread
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _Key = TypeVar("_Key")
 Step = Callable[[FrozenLDM], Mapping[_Key, Tensor]]
@@ -32,6 +36,27 @@ class Pending(Generic[_Key]):
         return self._future.result().wait()
 
 
+class Passes:
+    """Passes of one shard. Another's that asked for its own earlier go before them."""
+
+    def __init__(self, networks: "Networks", *, turn: int) -> None:
+        self._networks, self._turn = networks, turn
+
+    @property
+    def ldm(self) -> FrozenLDM:
+        """The frozen LDM."""
+        return self._networks.ldm
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether batches should lie in pinned memory."""
+        return self._networks.on_gpu
+
+    def submit(self, step: "Step[_Key]") -> "Pending[_Key]":
+        """Hand in a pass: a function of the LDM that gives tensors by name."""
+        return self._networks.submit(step, turn=self._turn)
+
+
 class Networks:
     """Passes of the frozen LDM, one after another, results on the host."""
 
@@ -44,9 +69,7 @@ class Networks:
         """
         self.ldm = ldm
         threads = threads or torch.get_num_threads()
-        self._thread = ThreadPoolExecutor(
-            1, "networks", initializer=torch.set_num_threads, initargs=(threads,)
-        )
+        self._thread = TurnThread("networks", begin=partial(torch.set_num_threads, threads))
         self._copies = _SideStream(ldm.device) if ldm.device.type == "cuda" else None
         self._busy_s = 0.0
         self._lock = threading.Lock()
@@ -62,9 +85,13 @@ class Networks:
         with self._lock:
             return self._busy_s
 
-    def submit(self, step: "Step[_Key]") -> "Pending[_Key]":
-        """Hand in a pass: a function of the LDM that gives tensors by name."""
-        return Pending(self._thread.submit(self._run, step))
+    def passes(self) -> Passes:
+        """Those of a shard that begins now."""
+        return Passes(self, turn=self._thread.next_turn())
+
+    def submit(self, step: "Step[_Key]", *, turn: int) -> "Pending[_Key]":
+        """Hand in a pass of a turn; see `passes`."""
+        return Pending(self._thread.submit(turn, partial(self._run, step)))
 
     @torch.no_grad()
     def _run(self, step: "Step[_Key]") -> "_OnItsWay[_Key]":
@@ -81,7 +108,7 @@ class Networks:
 
     def close(self) -> None:
         """End the thread; passes not begun are dropped."""
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self

@@ -7,14 +7,14 @@ from typing import Any
 from pipeline.report.markdown import render_markdown
 from pipeline.results.record import ResultRecord
 
-EXPERIMENTS = ("table", "adapted")
+RECORDS = ("table", "labels", "ablations", "adapted")
 LDM_FIGURES = "ldm.json"  # what `ldznet pretrain --show` measured, and its command
 _TEMPLATE = Path(__file__).with_name("results.md.j2")
 
 
 def write_document(folder: Path) -> Path:
     """Write `results.md` beside the folder of records. Returns its path."""
-    records = {name: _record(folder / f"{name}.json") for name in EXPERIMENTS}
+    records = {name: _record(folder / f"{name}.json") for name in RECORDS}
     text = render_markdown(_TEMPLATE, records=records, ldm=_ldm(folder / LDM_FIGURES))
     page = folder.parent / "results.md"
     page.write_text(text.rstrip() + "\n", encoding="utf-8")

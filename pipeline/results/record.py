@@ -1,13 +1,16 @@
 """The record of one experiment: docs/results/NAME.json."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 from ldznet.config import Config
 from ldznet.score_results import Score
-from pipeline.evaluation.run import Evaluation, Result
+from pipeline.evaluation.run import Result
 from pipeline.recipe import Recipe
 from pipeline.report.machine import machine_facts, package_versions
+from pipeline.results.seeds import over_seeds
 
 _HOST_FACTS = frozenset({"System"})  # say nothing about a figure
 
@@ -16,6 +19,8 @@ class ResultRow(Config):
     """One system on one set. Scores are shares in [0, 1], IoU at the threshold chosen on val."""
 
     model: str
+    seed: int | None = None  # of its training, where it was trained for this
+    train_minutes: float | None = None
     set_name: str
     phrases: int
     parameters: int | None
@@ -25,11 +30,20 @@ class ResultRow(Config):
     seconds_per_phrase: float
 
     @classmethod
-    def of(cls, result: Result) -> "ResultRow":
-        """From an evaluation's result."""
+    def of(
+        cls,
+        result: Result,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        train_minutes: float | None = None,
+    ) -> "ResultRow":
+        """From an evaluation's result, under the evaluation's own name unless told."""
         scores = result.scores
         return cls(
-            model=result.model,
+            model=model or result.model,
+            seed=seed,
+            train_minutes=None if train_minutes is None else round(train_minutes, 2),
             set_name=result.set_name,
             phrases=scores.phrases,
             parameters=result.parameters,
@@ -40,6 +54,28 @@ class ResultRow(Config):
         )
 
 
+def merged_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """A row a set and system: means over its seeds; set by set, systems as they first come."""
+    groups: dict[tuple[str, str], list[ResultRow]] = {}
+    for set_name in dict.fromkeys(row.set_name for row in rows):
+        for row in rows:
+            if row.set_name == set_name:
+                groups.setdefault((set_name, row.model), []).append(row)
+    return [_merged(group) for group in groups.values()]
+
+
+def _merged(group: Sequence[ResultRow]) -> ResultRow:
+    minutes = [row.train_minutes for row in group if row.train_minutes is not None]
+    figures = {
+        "miou": over_seeds([row.miou for row in group]),
+        "iou_fg": over_seeds([row.iou_fg for row in group]),
+        "ap": over_seeds([row.ap for row in group]),
+        "seconds_per_phrase": median(row.seconds_per_phrase for row in group),
+        "train_minutes": median(minutes) if minutes else None,
+    }
+    return group[0].model_copy(update=figures)
+
+
 class ResultRecord(Config):
     """An experiment's rows, and where they came from."""
 
@@ -48,26 +84,45 @@ class ResultRecord(Config):
     recipe_digest: str
     rows: tuple[ResultRow, ...]
     minutes: dict[str, float]  # of each station
+    steps: int | None = None  # of each training
     machine: dict[str, str]
     versions: dict[str, str]
     date: str
 
     @classmethod
     def of(
-        cls, recipe: Recipe, evaluation: Evaluation, *, name: str, command: str, minutes: dict[str, float]
+        cls,
+        recipe: Recipe,
+        rows: Iterable[ResultRow],
+        *,
+        name: str,
+        command: str,
+        minutes: Mapping[str, float],
+        steps: int | None = None,
     ) -> "ResultRecord":
-        """From a finished evaluation, on this machine, today."""
+        """Of rows scored on this machine, today."""
         machine = {fact: told for fact, told in machine_facts().items() if fact not in _HOST_FACTS}
         return cls(
             name=name,
             command=command,
             recipe_digest=recipe.digest(),
-            rows=tuple(map(ResultRow.of, evaluation.results)),
+            rows=tuple(rows),
             minutes={station: round(taken, 1) for station, taken in minutes.items()},
+            steps=steps,
             machine=machine,
             versions=package_versions(),
             date=datetime.now(UTC).date().isoformat(),
         )
+
+    @property
+    def seeds(self) -> int:
+        """Trainings of each system, at most."""
+        return len({row.seed for row in self.rows if row.seed is not None})
+
+    @property
+    def merged(self) -> list[ResultRow]:
+        """A row a set and system, means over seeds."""
+        return merged_rows(self.rows)
 
     def save(self, folder: Path) -> Path:
         """Write it as `folder/NAME.json`."""

@@ -39,7 +39,7 @@ def test_a_batch_keeps_the_stored_type_until_it_is_where_it_goes(stored: Dtype) 
         assert not moved.scales
         inputs = (moved.latents, moved.context, moved.images, *moved.features.values())
         assert {tensor.dtype for tensor in inputs if tensor is not None} == {dtype}
-        assert moved.masks.dtype == moved.weight.dtype == torch.float32
+        assert (moved.masks.dtype, moved.weight.dtype) == (torch.bool, torch.float32)
         for row, entry in enumerate([*entries, entries[-1]]):
             for block, values in entry.features.items():
                 whole = dequantise(values, entry.scales[block]) if entry.scales else values

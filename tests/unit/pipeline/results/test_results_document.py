@@ -37,13 +37,34 @@ def record(name: str) -> ResultRecord:
 def test_every_figure_stands_with_its_interval_and_its_origin(tmp_path: Path) -> None:
     record("table").save(tmp_path / "results")
     text = write_document(tmp_path / "results").read_text()
-    assert "| foreign | 321 | ldznet | 9.40 M | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
-    assert "| foreign | 321 | noise-map |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
+    assert (
+        "| foreign | 321 | ldznet | 9.40 M |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
+    )
+    assert "| foreign | 321 | noise-map |  |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
     assert "- command: `python -m jobs.results --only table`; scenes 1.5 min; train 12 min\n" in text
     for fact in ("ab" * 32, "Processor: two cores", "torch 2", "2026-01-02"):
         assert fact in text
     assert "Adapted to a foreign style" not in text
     assert "latent diffusion model\n" not in text
+
+
+def test_seeds_of_a_system_share_a_row_set_by_set(tmp_path: Path) -> None:
+    one = record("table")
+    row = one.rows[0]
+    cells = [
+        row.model_copy(
+            update={"set_name": name, "seed": seed, "train_minutes": 2.0 * seed, "miou": Score(value=value)}
+        )
+        for seed, value in ((1, 0.4), (2, 0.5), (3, 0.6))
+        for name in ("test", "foreign")
+    ]
+    one.model_copy(update={"rows": (*cells, one.rows[1]), "steps": 400}).save(tmp_path / "results")
+    text = write_document(tmp_path / "results").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| test", "| foreign"))]
+    assert [row[0] + row[2] for row in rows] == ["| testldznet", "| foreignldznet", "| foreignnoise-map"]
+    assert rows[0][4] == "4.0"
+    assert rows[0][5] == "50.0 [25.2, 74.8]"  # Student's t of two degrees of freedom: 4.303 * 0.1 / sqrt(3)
+    assert "steps (400 of 16 phrases: short), 3 seeds" in text
 
 
 def test_the_latent_diffusion_model_has_its_own_table(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Compare networks: train each on equal data with equal steps and learning rate, score all on the same sets."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
+    from pipeline.results.experiments import Cell, Experiment
+    from pipeline.results.record import ResultRow
+
+logger = logging.getLogger("jobs.results")
+
+
+def compare(experiment: "Experiment", *, recipe: Path, overrides: Sequence[str], into: Path) -> None:
+    """Run an experiment, and save its record and its picture.
+
+    Args:
+        experiment: what to train and to score.
+        recipe: its file.
+        overrides: of that file; they come before the experiment's own.
+        into: folder of the records.
+    """
+    from pipeline.results.masks_sheet import masks_sheet
+    from pipeline.results.record import ResultRecord
+
+    comparison = _Comparison(experiment, path=recipe, overrides=overrides)
+    for number, cell in enumerate(experiment.cells, 1):
+        logger.info("%s: %s, %d of %d", experiment.name, cell.label, number, len(experiment.cells))
+        comparison.train_and_score(cell)
+    comparison.score_others()
+    ResultRecord.of(
+        comparison.recipe,
+        comparison.rows,
+        name=experiment.name,
+        command=" ".join([f"python -m jobs.results --only {experiment.name}", *overrides]),
+        minutes=comparison.minutes,
+        steps=comparison.recipe.train.steps,
+    ).save(into)
+    if experiment.shown:
+        shown = masks_sheet(comparison.scored, set_name=experiment.shown, models=comparison.shown)
+        shown.save(into / f"{experiment.name}.jpg", quality=88)
+
+
+class _Comparison:
+    """The rows of an experiment, as they come."""
+
+    def __init__(self, experiment: "Experiment", *, path: Path, overrides: Sequence[str]) -> None:
+        from jobs.scenes import scenes
+        from pipeline.evaluation.run import Evaluation
+        from pipeline.results.minutes import Minutes
+
+        self._experiment, self._path, self._overrides = experiment, path, overrides
+        self.recipe = self._loaded()
+        self.rows: list[ResultRow] = []
+        self.scored = Evaluation()
+        self._minutes: Minutes = Minutes(Path(self.recipe.output_folder) / "minutes.json")
+        self._minutes.of("scenes", partial(scenes, self.recipe))
+        self._precompute(self.recipe)
+
+    @property
+    def minutes(self) -> dict[str, float]:
+        """What came before the trainings, which have minutes of their own."""
+        return {name: taken for name, taken in self._minutes.taken.items() if not name.startswith("train")}
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The systems of the picture, one seed of each: their names in the evaluation, and in words."""
+        first = {cell.system: cell for cell in reversed(self._experiment.cells)}
+        trained = {cell.label: system for system, cell in first.items()}
+        others = [row.model for row in self.rows if row.seed is None]
+        return {**dict(reversed(trained.items())), **dict(zip(others, others, strict=True))}
+
+    def train_and_score(self, cell: "Cell") -> None:
+        """One training, and its rows."""
+        from jobs.train import PlaceInGrid, train
+        from pipeline.evaluation.run import evaluate_models
+        from pipeline.recipe import SystemConfig
+        from pipeline.results.record import ResultRow
+
+        recipe = self._loaded(cell.all_overrides)
+        self._precompute(recipe)
+        place = PlaceInGrid(label=cell.label, title=cell.label, parent_run_id=None, wait_minutes=None)
+        station = f"train {cell.label}, {recipe.train.steps} steps"
+        folder = self._minutes.of(station, partial(train, recipe, place=place))
+        scored = evaluate_models(recipe, [SystemConfig(source=str(folder), name=cell.label)])
+        self.scored.add(scored)
+        taken = self._minutes.taken[station]
+        self.rows += [
+            ResultRow.of(one, model=cell.system, seed=cell.seed, train_minutes=taken)
+            for one in scored.results
+        ]
+
+    def score_others(self) -> None:
+        """What is trained elsewhere, or not at all."""
+        from pipeline.evaluation.run import evaluate_models
+        from pipeline.results.record import ResultRow
+
+        if self._experiment.others:
+            scored = evaluate_models(self.recipe, self._experiment.others)
+            self.scored.add(scored)
+            self.rows += map(ResultRow.of, scored.results)
+
+    def _loaded(self, overrides: Sequence[str] = ()) -> "Recipe":
+        from pipeline.recipe_file import load_recipe
+
+        of_experiment = [
+            f"evaluate.sets=[{','.join(self._experiment.sets)}]",
+            f"train.steps={self._experiment.steps}",
+        ]
+        return load_recipe(self._path, [*of_experiment, *self._overrides, *overrides])
+
+    def _precompute(self, recipe: "Recipe") -> None:
+        from jobs.precompute import precompute
+
+        station = "precompute" if recipe.features == self.recipe.features else recipe.features.stored_dtype
+        self._minutes.of(station, partial(precompute, recipe))

@@ -1,0 +1,115 @@
+"""What docs/results.md compares: networks trained on scenes, each by a recipe, overrides and a seed.
+
+All share one recipe, and so one cache where their features are equal. A training that two experiments name is one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ldznet.noise_map_config import NoiseMapConfig
+from pipeline.recipe import SystemConfig
+
+SHIPPED: Final = SystemConfig(source="builtin:scenes-128-ldznet")
+NOISE_MAP: Final = SystemConfig(source="noise-map", noise_map=NoiseMapConfig(seeds=(0,)))
+NETWORKS: Final = {
+    "ldznet": ("network.kind=ldznet",),
+    "ldznet-concat": ("network.kind=ldznet", "network.fusion=concat"),
+    "znet": ("network.kind=znet",),
+    "rgbnet": ("network.kind=rgbnet",),
+}
+_LABELS: Final = {"300 phrases": "train_on=train_300", "1,000 phrases": "train_on=train_1000"}
+_INT8 = ("features.stored_dtype=int8", "features.stored_from=fp16")
+_FP8 = ("features.stored_dtype=fp8", "features.stored_from=fp16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One training: which system it is of, and how its recipe differs."""
+
+    system: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """Names its model's folder."""
+        plain = "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in self.system)
+        return f"{plain}-seed-{self.seed}"
+
+    @property
+    def all_overrides(self) -> tuple[str, ...]:
+        """With the seed's."""
+        return (*self.overrides, f"train.seed={self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """Trainings that are compared on some sets, beside systems that are not trained here."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    sets: tuple[str, ...]
+    steps: int
+    others: tuple[SystemConfig, ...] = ()
+    shown: str | None = None  # the set of the picture
+
+    def only(self, *, systems: Iterable[str] = (), seeds: Iterable[int] = ()) -> "Experiment":
+        """With some of the cells; nothing named is all."""
+        chosen = [cell for cell in self.cells if not systems or cell.system in systems]
+        return replace(self, cells=tuple(cell for cell in chosen if not seeds or cell.seed in seeds))
+
+
+def _cells(systems: dict[str, tuple[str, ...]], *, seeds: tuple[int, ...] = (1,)) -> tuple[Cell, ...]:
+    # Seed by seed: what is done early is a whole comparison.
+    return tuple(
+        Cell(system=system, overrides=overrides, seed=seed)
+        for seed in seeds
+        for system, overrides in systems.items()
+    )
+
+
+EXPERIMENTS: Final = {
+    one.name: one
+    for one in (
+        Experiment(
+            name="table",
+            cells=_cells(NETWORKS, seeds=(1, 2, 3)),
+            sets=("test", "foreign", "held_out", "shuffled"),
+            steps=400,
+            others=(SHIPPED, NOISE_MAP),
+            shown="foreign",
+        ),
+        Experiment(
+            name="labels",
+            cells=_cells(
+                {
+                    f"{network}, {count}": (*NETWORKS[network], *chosen)
+                    for network in ("ldznet", "znet", "rgbnet")
+                    for count, chosen in {
+                        **{count: (override,) for count, override in _LABELS.items()},
+                        "all phrases": (),
+                    }.items()
+                }
+            ),
+            sets=("test", "foreign"),
+            steps=400,
+        ),
+        Experiment(
+            name="ablations",
+            cells=_cells(
+                {
+                    "as published": NETWORKS["ldznet"],
+                    "block 8 alone": ("network.blocks=[8]",),
+                    "blocks 7 to 9": ("network.blocks=[7,8,9]",),
+                    "timestep 400 alone": ("train_on=train_400",),
+                    "sinusoidal positions": ("network.positional=sinusoidal",),
+                    "stored as int8": _INT8,
+                    "stored as fp8": _FP8,
+                }
+            ),
+            sets=("test", "foreign"),
+            steps=400,
+        ),
+    )
+}
