@@ -361,6 +361,8 @@ def decode_png(data: bytes | memoryview, *, mode: Literal["1", "RGB"]) -> NDArra
                 raise ValueError(f"a PNG of {image.width} x {image.height} is no view")
             if image.mode != mode:
                 raise ValueError(f"a PNG of mode {image.mode} is not of mode {mode}")
-            return np.array(image)
+            pixels = np.array(image)
+            # Pillow's bools are bytes of 0 and 255, of which whoever takes the bytes (torch) makes 255.
+            return pixels.view(np.uint8) != 0 if mode == "1" else pixels
     except _PNG_DAMAGE as error:
         raise ValueError(f"not a sound PNG: {error}") from error

@@ -19,7 +19,7 @@ from pipeline.cache.sample_reading import (
 from pipeline.loading.batch import Batch
 from pipeline.loading.batch_buffer import BatchBuffer
 from pipeline.loading.batch_plan import BatchPlan, SampleRun
-from pipeline.loading.reused_memory import ReusedMemory
+from pipeline.loading.reused_memory import Place, ReusedMemory
 from pipeline.loading.run_filling import RunFiller
 from pipeline.object_store.files import FileStore
 from pipeline.object_store.store import ObjectStore
@@ -81,19 +81,21 @@ class RunReader:
 class BatchReader:
     """Reads whole batches: threads read runs, each straight into its rows of a batch."""
 
-    def __init__(self, runs: RunReader, *, threads: int, batches_ahead: int = 4, pin: bool = False) -> None:
+    def __init__(
+        self, runs: RunReader, *, threads: int, batches_ahead: int = 4, place: Place = "own"
+    ) -> None:
         """Starts nothing.
 
         Args:
             runs: what reads runs the plain way: the first ones, and those with something wrong.
             threads: runs read at once, at most.
             batches_ahead: whose memory is kept for later ones.
-            pin: batches go into pinned memory.
+            place: which memory batches go into.
         """
         # From files, reading is copying: more threads than cores only wait for one another.
         local = isinstance(runs.store, FileStore)
         self._threads = min(threads, max(2, len(os.sched_getaffinity(0)))) if local else threads
-        self._memory = ReusedMemory(most=batches_ahead + 2, pin=pin)
+        self._memory = ReusedMemory(most=batches_ahead + 2, place=place)
         self._filler = RunFiller(
             store=runs.store,
             nearer=runs.nearer,

@@ -175,7 +175,7 @@ class CacheLoader:
             self._reader.runs(on_corrupt=self._on_corrupt),
             threads=self._concurrency,
             batches_ahead=self._batches_ahead,
-            pin=torch.cuda.is_available(),
+            place="pinned" if torch.cuda.is_available() else "own",
         )
 
     @cached_property

@@ -59,7 +59,9 @@ class PlannedBatches(Dataset[LoadedBatch]):
             nearer=self._nearer,
             on_corrupt=self._on_corrupt,
         )
-        return BatchReader(runs, threads=self._threads), ThreadPoolExecutor(self._threads, "loader")
+        # Where `torch.utils.data` would copy them to on their way out of this process.
+        reader = BatchReader(runs, threads=self._threads, place="shared")
+        return reader, ThreadPoolExecutor(self._threads, "loader")
 
 
 class _Plans:

@@ -58,8 +58,8 @@ class TurnThread:
     def close(self) -> None:
         """Wait for the call that runs; those that wait are cancelled, and the thread ends."""
         with self._door:
-            self.closed = True
             self._waiting.put(_Call(_CLOSE, next(self._numbers), Future(), lambda: None))
+            self.closed = True
         self._thread.join()
 
     def _run(self, begin: Callable[[], None]) -> None:

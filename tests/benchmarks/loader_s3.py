@@ -29,7 +29,7 @@ _ABOUT = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = read_arguments(__doc__, argv, rounds=7)
-    samples = 48 if arguments.quick else 640
+    samples = 48 if arguments.quick else 1280
     with memory_folder() as folder, s3_server(folder) as bucket:
         found = measure(
             f"s3://{bucket}/cache",

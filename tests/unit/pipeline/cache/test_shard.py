@@ -99,7 +99,9 @@ def test_masks_and_images_survive_png() -> None:
     entry = make_entry(1, with_image=True)
     assert entry.image is not None
     assert np.array_equal(decode_png(encode_png(entry.image), mode="RGB"), entry.image)
-    assert np.array_equal(decode_png(encode_png(entry.mask), mode="1"), entry.mask)
+    mask = decode_png(encode_png(entry.mask), mode="1")
+    assert np.array_equal(mask, entry.mask)
+    assert set(mask.view(np.uint8).ravel().tolist()) == {0, 1}  # as bytes too
 
 
 def test_samples_out_of_order_are_a_fault_of_ours(tmp_path: Path) -> None:

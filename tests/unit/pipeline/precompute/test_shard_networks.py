@@ -41,9 +41,10 @@ def test_passes_run_in_turn_on_one_thread_with_the_threads_asked_for(networks: N
         seen.append((threading.current_thread().name, torch.get_num_threads()))
         return {"number": torch.tensor(len(seen))}
 
-    pending = [networks.submit(note) for _ in range(5)]
+    passes = networks.passes()
+    pending = [passes.submit(note) for _ in range(5)]
     assert [int(one.result()["number"]) for one in pending] == [1, 2, 3, 4, 5]
-    assert set(seen) == {("networks_0", 1)}
+    assert set(seen) == {("networks", 1)}
     assert networks.busy_s > 0
     assert not networks.on_gpu
 
@@ -52,7 +53,8 @@ def test_what_a_pass_raises_reaches_who_handed_it_in_and_nobody_else(networks: N
     def bad(_: FrozenLDM) -> dict[str, torch.Tensor]:
         raise UserError("not this way")
 
-    refused, fine = networks.submit(bad), networks.submit(lambda _: {"one": torch.ones(1)})
+    passes, other = networks.passes(), networks.passes()
+    refused, fine = passes.submit(bad), other.submit(lambda _: {"one": torch.ones(1)})
     with pytest.raises(UserError, match="not this way"):
         refused.result()
     assert fine.result()["one"] == 1

@@ -13,10 +13,15 @@ class Held:
 
     def __init__(self) -> None:
         self.begun: list[str] = []
-        self._go = threading.Event()
+        self._held, self._go = threading.Event(), threading.Event()
         self.thread = TurnThread("held", begin=lambda: self.begun.append(threading.current_thread().name))
         self.turns = [self.thread.next_turn() for _ in range(3)]
-        self.first = self.thread.submit(self.turns[2], self._go.wait)
+        self.first = self.thread.submit(self.turns[2], self._hold)
+        self._held.wait(timeout=60)
+
+    def _hold(self) -> bool:
+        self._held.set()
+        return self._go.wait(timeout=60)
 
     def let_go(self) -> None:
         self._go.set()
@@ -50,8 +55,6 @@ def test_closing_waits_for_what_runs_and_drops_what_waits() -> None:
     held = Held()
     waiting = held.thread.submit(held.turns[0], lambda: 7)
     closing = threading.Thread(target=held.thread.close)
-    while not held.first.running():
-        pass
     closing.start()
     while not held.thread.closed:
         pass
