@@ -35,13 +35,19 @@ def compare(experiment: "Experiment", *, recipe: Path, overrides: Sequence[str],
         comparison.recipe,
         comparison.rows,
         name=experiment.name,
-        command=" ".join([f"python -m jobs.results --only {experiment.name}", *overrides]),
+        command=_command(experiment, overrides),
         minutes=comparison.minutes,
         steps=comparison.recipe.train.steps,
     ).save(into)
     if experiment.shown:
         shown = masks_sheet(comparison.scored, set_name=experiment.shown, models=comparison.shown)
         shown.save(into / f"{experiment.name}.jpg", quality=88)
+
+
+def _command(experiment: "Experiment", overrides: Sequence[str]) -> str:
+    return " ".join(
+        [f"python -m jobs.results --only {experiment.name}", *(["--set", *overrides] if overrides else [])]
+    )
 
 
 class _Comparison:

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ldznet.errors import UserError
+from pipeline.cache.mask_png import read_mask_png, write_mask_png
 from pipeline.cache.spec import QUANTISED, Dtype
 from pipeline.cache.stored_type import (
     QUANTISED_DTYPES,
@@ -336,10 +337,9 @@ def _octal(raw: bytes) -> int:
 
 
 def encode_png(pixels: NDArray[np.bool_] | NDArray[np.uint8]) -> bytes:
-    """A mask `H,W` (bool), one bit a pixel, or an image `H,W,3` (uint8) as PNG.
-
-    A mask of one byte a pixel takes three times as long to read: half of what a sample costs beside its bytes.
-    """
+    """A mask `H,W` (bool), one bit a pixel, or an image `H,W,3` (uint8) as PNG."""
+    if pixels.dtype == np.bool_:
+        return write_mask_png(pixels.astype(np.bool_, copy=False))
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
@@ -355,6 +355,8 @@ def decode_png(data: bytes | memoryview, *, mode: Literal["1", "RGB"]) -> NDArra
     Raises:
         ValueError: no PNG, damaged, larger than any view, or of another mode.
     """
+    if mode == "1" and (mask := read_mask_png(data, most_pixels=_MOST_PIXELS)) is not None:
+        return mask
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS:

@@ -16,7 +16,7 @@ from ldznet.config import Config
 from ldznet.prompts import DEFAULT_TEMPLATE, TEMPLATES
 from pipeline.views import ViewConfig
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BLOCK_COUNT = 16
 TIMESTEP_COUNT = 1000
 

@@ -76,7 +76,7 @@ EXPERIMENTS: Final = {
             name="table",
             cells=_cells(NETWORKS, seeds=(1, 2, 3)),
             sets=("test", "foreign", "held_out", "shuffled"),
-            steps=400,
+            steps=300,
             others=(SHIPPED, NOISE_MAP),
             shown="foreign",
         ),
@@ -93,7 +93,7 @@ EXPERIMENTS: Final = {
                 }
             ),
             sets=("test", "foreign"),
-            steps=400,
+            steps=300,
         ),
         Experiment(
             name="ablations",
@@ -109,7 +109,7 @@ EXPERIMENTS: Final = {
                 }
             ),
             sets=("test", "foreign"),
-            steps=400,
+            steps=300,
         ),
     )
 }

@@ -51,22 +51,22 @@ def test_equal_receipts_give_equal_objects(store: ObjectStore, tmp_path: Path) -
 
 
 def test_names_and_bytes_of_a_cache_hold(store: ObjectStore, tmp_path: Path) -> None:
-    # Written down with schema 3: a cache that is there is read, not computed anew, until the schema is raised.
+    # Written down with schema 4: a cache that is there is read, not computed anew, until the schema is raised.
     manifest = write_cache(store, tmp_path, samples=5, per_shard=3)
-    assert manifest.manifest_id == "845a0efa7bcb38cb968f9b915be7a150"
+    assert manifest.manifest_id == "355451f475186b97c571cd4f4ab04894"
     digests = {
         info.key.rpartition("/")[2]: hashlib.sha256(store.get(info.key)).hexdigest()[:16]
         for info in store.list(SPEC.key)
         if not info.key.endswith(".shards.txt")  # which names the store
     }
     assert digests == {
-        "845a0efa7bcb38cb968f9b915be7a150.index": "0d3b66d25ecb26d7",
-        "845a0efa7bcb38cb968f9b915be7a150.json": "88e73f235d3a0025",
-        "845a0efa7bcb38cb968f9b915be7a150.left_out.jsonl": "e3b0c44298fc1c14",
-        "316762e8ca0a0f2d0e7f361a7a58c227.json": "a54ce35c1bef73dc",
-        "3bb1ba1f42dd43650fda35e514324d46.json": "4098a7652d085789",
-        "316762e8ca0a0f2d0e7f361a7a58c227-fa344f4d33d4b450.tar": "fa344f4d33d4b450",
-        "3bb1ba1f42dd43650fda35e514324d46-f7b74a0a694463ea.tar": "f7b74a0a694463ea",
+        "355451f475186b97c571cd4f4ab04894.index": "5873b096b87f3a18",
+        "355451f475186b97c571cd4f4ab04894.json": "ac56c166b89060d1",
+        "355451f475186b97c571cd4f4ab04894.left_out.jsonl": "e3b0c44298fc1c14",
+        "316762e8ca0a0f2d0e7f361a7a58c227.json": "3b7cdb25f8a5f361",
+        "3bb1ba1f42dd43650fda35e514324d46.json": "10c498843859f937",
+        "316762e8ca0a0f2d0e7f361a7a58c227-c600700cd1d87d3b.tar": "c600700cd1d87d3b",
+        "3bb1ba1f42dd43650fda35e514324d46-c19dac6f3f17f6b4.tar": "c19dac6f3f17f6b4",
     }
     assert {shard.draw for shard in read(store, manifest).shards} == {0}
 
