@@ -63,6 +63,7 @@ class _Comparison:
         self.rows: list[ResultRow] = []
         self.scored = Evaluation()
         self._minutes: Minutes = Minutes(Path(self.recipe.output_folder) / "minutes.json")
+        self._computed: set[str] = set()  # types that features are stored in
         self._minutes.of("scenes", partial(scenes, self.recipe))
         self._precompute(self.recipe)
 
@@ -121,5 +122,8 @@ class _Comparison:
     def _precompute(self, recipe: "Recipe") -> None:
         from jobs.precompute import precompute
 
-        station = "precompute" if recipe.features == self.recipe.features else recipe.features.stored_dtype
-        self._minutes.of(station, partial(precompute, recipe))
+        stored = recipe.features.stored_dtype
+        if stored not in self._computed:
+            self._computed.add(stored)
+            station = "precompute" if recipe.features == self.recipe.features else f"convert to {stored}"
+            self._minutes.of(station, partial(precompute, recipe))

@@ -22,7 +22,8 @@ from pipeline.cache.member import Member, member_key, sample_id
 from pipeline.datasets.sample import MaskSource, Sample
 
 _BUFFER_BYTES = 1 << 16
-_PACKS_RESIDENT = 64  # after so many shards what they touched of the records' file is let go of
+_MOST_RESIDENT = 512 << 20  # bytes: a larger file of records is not kept in memory as a whole …
+_PACKS_RESIDENT = 64  # … and what was touched of it is let go of after so many shards
 
 
 class MemberTable:
@@ -108,10 +109,9 @@ class MemberTable:
         mapped = self._mapped
         records = [mapped[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         self._packs += 1
-        if isinstance(mapped, mmap.mmap) and self._packs % _PACKS_RESIDENT == 0:
-            mapped.madvise(
-                mmap.MADV_DONTNEED
-            )  # the file's pages are the system's again, and no memory of ours
+        if len(mapped) > _MOST_RESIDENT and self._packs % _PACKS_RESIDENT == 0:
+            assert isinstance(mapped, mmap.mmap), "no empty file"
+            mapped.madvise(mmap.MADV_DONTNEED)  # its pages are the system's again, and no memory of ours
         return PackedMembers(
             keys=self.keys[rows],
             draws=self.draws[rows],

@@ -15,9 +15,11 @@ SetWork = Sequence[tuple[ListedSet, PlannedWork]]
 
 def tasks_of(work: SetWork, *, repair: bool = False) -> Iterator[ShardTask]:
     """Planned work as it is sent to workers, one by one."""
-    common: dict[tuple[str, str], SetOfShards] = {}
+    common: dict[
+        tuple[str, int], SetOfShards
+    ] = {}  # which hold the specifications: no other has an id of theirs
     for listed, one in work:
-        name = listed.set_name, one.spec.key
+        name = listed.set_name, id(one.spec)
         of = common.get(name)
         if of is None:
             of = common[name] = SetOfShards(set_name=listed.set_name, spec=one.spec, data=listed.data)

@@ -14,6 +14,8 @@ from pipeline.recipe import SystemConfig
 from pipeline.results.experiments import Cell, Experiment
 from pipeline.results.record import ResultRecord
 
+pytestmark = pytest.mark.long  # `make test-cluster`
+
 WHOLE = {"policy": "squash", "size": 64}
 
 

@@ -3,9 +3,11 @@
 import pickle
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.cache import member_table
 from pipeline.cache.member_table import MemberTable
 from pipeline.cache.plan import plan_shards
 from pipeline.datasets.masks import FileMask, PolygonMask
@@ -48,3 +50,11 @@ def test_a_packed_plan_is_the_plan() -> None:
             plan = shard.plan(table)
             assert (len(there), there.unpack()) == (len(plan), plan)
             assert plan.unpack() is plan
+
+
+def test_a_large_file_of_records_is_let_go_of_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member_table, "_MOST_RESIDENT", 0)
+    monkeypatch.setattr(member_table, "_PACKS_RESIDENT", 2)
+    with MemberTable.from_samples([sample(number) for number in range(30)], draws=1, digest=str) as table:
+        for row in range(30):
+            assert tuple(table.pack(np.array([row])).unpack()) == table.members([row])
