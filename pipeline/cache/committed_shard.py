@@ -1,9 +1,7 @@
 """A committed shard as a manifest takes it up: where it lies, what it holds, and its columns of further blocks."""
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pipeline.cache import layout
 from pipeline.cache.index import Index, rows_of
@@ -51,11 +49,6 @@ class CommittedShard:
             shard = shard.with_column(cls.from_receipts(column))
         return shard
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As bytes: Ray's own pickler takes several times as long over the parts.
-        parts = (self.reference, self.rows, self.column_rows, self.left_out, self.environment)
-        return _committed_shard, (pickle.dumps(parts, protocol=5),)
-
     def with_column(self, column: "CommittedShard") -> "CommittedShard":
         """With further blocks of the same samples.
 
@@ -73,13 +66,6 @@ class CommittedShard:
             reference=self.reference.model_copy(update={"columns": columns}),
             column_rows=(*self.column_rows, column.rows),
         )
-
-
-def _committed_shard(pickled: bytes) -> CommittedShard:
-    reference, rows, column_rows, left_out, environment = pickle.loads(pickled)  # noqa: S301 - sent by the run's own worker
-    return CommittedShard(
-        reference=reference, rows=rows, column_rows=column_rows, left_out=left_out, environment=environment
-    )
 
 
 def _reference(receipt: Receipt) -> ShardReference:

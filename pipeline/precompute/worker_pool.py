@@ -25,7 +25,14 @@ from pipeline.cache.committed_shard import CommittedShard
 from pipeline.precompute.dispatch import SHARDS_AT_ONCE, Dispatch
 from pipeline.precompute.progress import Progress
 from pipeline.precompute.watch import WorkerState
-from pipeline.precompute.worker import Refused, SetOfShards, ShardTask, ShardWorker, WorkerSetup
+from pipeline.precompute.worker import (
+    Refused,
+    SetOfShards,
+    ShardTask,
+    ShardWorker,
+    WorkerSetup,
+    unpack_outcome,
+)
 from pipeline.recipe import CacheConfig
 
 if TYPE_CHECKING:
@@ -175,7 +182,7 @@ class _Pool:
             self._count_starting()
 
     def _send(self, worker: _Worker, task: ShardTask) -> None:
-        self._call(worker.actor.commit.remote(task), self._committed, worker, task)
+        self._call(worker.actor.commit_packed.remote(task.pack()), self._committed, worker, task)
 
     def _call(self, reference: Any, answered: Callable[..., Committed | None], *context: Any) -> None:
         """Have an answer put into the mail with what is to be done about it: no wait over many references."""
@@ -206,13 +213,14 @@ class _Pool:
 
     def _committed(self, answer: "Future[Any]", worker: _Worker, task: ShardTask) -> Committed | None:
         try:
-            shard = answer.result()
+            packed = answer.result()
         except _LOST as error:
             if worker in self.workers:  # the first of its shards to tell; unreachable is as good as dead
                 self._let_go(worker)
             self.dispatch.lost(worker, task, error)
             logger.warning("a worker was lost at shard %s; another one takes it", task.plan.shard_id)
             return None
+        shard = unpack_outcome(packed)
         if isinstance(shard, Refused):
             raise UserError(shard.reason)
         self.dispatch.done(worker, task)

@@ -77,7 +77,9 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 def workers(parent: psutil.Process) -> list[psutil.Process]:
     """The Ray workers that compute shards, below a process."""
-    return [each for each in parent.children(recursive=True) if name_of(each) == "ray::ShardWorker.commit"]
+    return [
+        each for each in parent.children(recursive=True) if name_of(each) == "ray::ShardWorker.commit_packed"
+    ]
 
 
 def test_a_killed_worker_costs_nothing_but_time(
