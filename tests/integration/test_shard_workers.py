@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 import urllib.request
@@ -39,6 +38,7 @@ def ray_here() -> Iterator[None]:
     """One Ray for the module, that tells its metrics every second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers know `DeadlyMask`
         with ray_session(cpus=3):
             yield
 
@@ -267,20 +267,14 @@ def test_the_shard_that_kills_is_named_and_spoils_no_other(
     setup_in: Callable[[Path], WorkerSetup],
     tmp_path: Path,
 ) -> None:
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     first, *rest = (whole := tasks[1].plan.unpack()).members
     deadly = replace(first, sample=replace(first.sample, mask=DeadlyMask()))
     plan = replace(whole, members=(deadly, *rest))
     hurt = [tasks[0], replace(tasks[1], plan=plan), *tasks[2:]]
     config = CacheConfig(url=str(tmp_path), workers=1, attempts=3)
     runs = run_shards(hurt, shards=12, setup=setup_in(tmp_path), config=config)
-    try:
-        with pytest.raises(RuntimeError, match=f"shard {plan.shard_id} lost its worker 3 times"):
-            list(runs)
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    with pytest.raises(RuntimeError, match=f"shard {plan.shard_id} lost its worker 3 times"):
+        list(runs)
     wait_for(lambda: not worker_processes())
 
 
