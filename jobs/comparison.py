@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobs.results")
 
 
-def compare(experiment: "Experiment", *, recipe: Path, overrides: Sequence[str], into: Path) -> None:
+def compare(
+    experiment: "Experiment", *, recipe: Path, overrides: Sequence[str], command: str, into: Path
+) -> None:
     """Run an experiment, and save its record and its picture.
 
     Args:
         experiment: what to train and to score.
         recipe: its file.
         overrides: of that file; they come before the experiment's own.
+        command: that does it again, for the record.
         into: folder of the records.
     """
     from pipeline.results.masks_sheet import masks_sheet
@@ -35,19 +38,13 @@ def compare(experiment: "Experiment", *, recipe: Path, overrides: Sequence[str],
         comparison.recipe,
         comparison.rows,
         name=experiment.name,
-        command=_command(experiment, overrides),
+        command=command,
         minutes=comparison.minutes,
         steps=comparison.recipe.train.steps,
     ).save(into)
     if experiment.shown:
         shown = masks_sheet(comparison.scored, set_name=experiment.shown, models=comparison.shown)
         shown.save(into / f"{experiment.name}.jpg", quality=88)
-
-
-def _command(experiment: "Experiment", overrides: Sequence[str]) -> str:
-    return " ".join(
-        [f"python -m jobs.results --only {experiment.name}", *(["--set", *overrides] if overrides else [])]
-    )
 
 
 class _Comparison:

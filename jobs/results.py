@@ -42,11 +42,21 @@ def results(arguments: argparse.Namespace) -> None:
             for name in [name for name in _COMPARISONS if name in arguments.only]:
                 chosen = EXPERIMENTS[name].only(systems=arguments.systems, seeds=arguments.seeds)
                 compare(
-                    chosen, recipe=RECIPES / "scenes_128.yaml", overrides=arguments.overrides, into=DOCUMENTS
+                    chosen,
+                    recipe=RECIPES / "scenes_128.yaml",
+                    overrides=arguments.overrides,
+                    command=_command(name, arguments),
+                    into=DOCUMENTS,
                 )
             if "adapted" in arguments.only:
                 adapt(arguments.overrides)
     logger.info("results: %s", write_document(DOCUMENTS))
+
+
+def _command(name: str, arguments: argparse.Namespace) -> str:
+    chosen = {"systems": arguments.systems, "seeds": arguments.seeds, "set": arguments.overrides}
+    options = [f"--{option} {' '.join(map(str, given))}" for option, given in chosen.items() if given]
+    return " ".join([f"python -m jobs.results --only {name}", *options])
 
 
 def adapt(overrides: Sequence[str]) -> None:

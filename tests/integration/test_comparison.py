@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,7 +67,13 @@ def test_each_cell_is_trained_once_and_scored_beside_the_others(
         shown="test",
     )
     caplog.set_level("INFO")
-    compare(experiment, recipe=recipe, overrides=("evaluate.examples=6",), into=tmp_path / "docs")
+    how: dict[str, Any] = {
+        "recipe": recipe,
+        "overrides": ("evaluate.examples=6",),
+        "command": "make it",
+        "into": tmp_path / "docs",
+    }
+    compare(experiment, **how)
     first = ResultRecord.load(tmp_path / "docs" / "small.json")
     assert [(row.model, row.seed, row.set_name) for row in first.rows] == [
         ("LD-ZNet", 1, "test"),
@@ -74,7 +81,7 @@ def test_each_cell_is_trained_once_and_scored_beside_the_others(
         ("noise-map", None, "test"),
     ]
     assert first.steps == 2 and first.seeds == 2
-    assert first.command == "python -m jobs.results --only small --set evaluate.examples=6"
+    assert first.command == "make it"
     assert {"scenes", "precompute"} == set(first.minutes)
     minutes = [row.train_minutes for row in first.rows]
     assert all(minutes[:2]) and minutes[2] is None
@@ -84,9 +91,7 @@ def test_each_cell_is_trained_once_and_scored_beside_the_others(
         assert picture.width > picture.height / 2
 
     caplog.clear()
-    compare(
-        experiment.only(seeds=[2]), recipe=recipe, overrides=("evaluate.examples=6",), into=tmp_path / "docs"
-    )
+    compare(experiment.only(seeds=[2]), **how)
     again = ResultRecord.load(tmp_path / "docs" / "small.json")
     assert again.rows == tuple(
         row.model_copy(update={"seconds_per_phrase": new.seconds_per_phrase})
