@@ -88,6 +88,7 @@ class ResultRecord(Config):
     machine: dict[str, str]
     versions: dict[str, str]
     date: str
+    note: str = ""  # what a person says of the figures
 
     @classmethod
     def of(
@@ -125,10 +126,12 @@ class ResultRecord(Config):
         return merged_rows(self.rows)
 
     def save(self, folder: Path) -> Path:
-        """Write it as `folder/NAME.json`."""
+        """Write it as `folder/NAME.json`. Where it has no note, that of the record before stays, to be looked at."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        before = self.load(path).note if path.is_file() and not self.note else self.note
+        record = self.model_copy(update={"note": before})
+        path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
 
     @classmethod
