@@ -13,7 +13,7 @@ logger = logging.getLogger("jobs.results")
 
 RECIPES = Path(__file__).parent / "recipes"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
-_COMPARISONS = ("table", "labels", "ablations")
+_COMPARISONS = ("table", "start", "labels", "ablations")
 _PARTS = (*_COMPARISONS, "adapted", "page")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.markdown import render_markdown
 from pipeline.results.record import ResultRecord
 
-RECORDS = ("table", "labels", "ablations", "adapted")
+RECORDS = ("table", "start", "labels", "ablations", "adapted")
 LDM_FIGURES = "ldm.json"  # what `ldznet pretrain --show` measured, and its command
 _TEMPLATE = Path(__file__).with_name("results.md.j2")
 

@@ -81,6 +81,18 @@ EXPERIMENTS: Final = {
             shown="foreign",
         ),
         Experiment(
+            name="start",
+            cells=_cells(
+                {
+                    f"{network}, random start": (*overrides, "network.init_from=random")
+                    for network, overrides in NETWORKS.items()
+                    if network != "ldznet-concat"
+                }
+            ),
+            sets=("test", "foreign"),
+            steps=300,
+        ),
+        Experiment(
             name="labels",
             cells=_cells(
                 {
