@@ -6,6 +6,7 @@ python -m tests.benchmarks.driver_bookkeeping
 import hashlib
 import pickle
 import time
+import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from statistics import median
 from unittest.mock import patch
 
 import numpy as np
-import psutil
 
 from jobs.progress import describe
 from pipeline.cache import layout
@@ -223,13 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards = 60 if arguments.quick else 4000
     with memory_folder() as folder, one_ray(workers=WORKERS):
         work = make_work(folder, shards=shards)
-        process, pickled = psutil.Process(), pickle.dumps(made_shard())
-        for _ in _some(work):
-            pass  # what is read of the members' file stays mapped, and is no shard's
-        before = process.memory_info().rss
-        held = [renamed(pickle.loads(pickled), task) for task in _some(work)]
-        each = (process.memory_info().rss - before) / len(held)
-        del held
+        each = held_bytes(work)
         cpu: dict[str, list[float]] = {ACTORS: [], DRIVER: []}
         sides = {
             ACTORS: lambda: counted(cpu[ACTORS], with_actors, work, folder),
@@ -256,6 +250,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         },
         folder=arguments.folder,
     )
+
+
+def held_bytes(work: Work) -> float:
+    """Memory that the driver keeps of a shard that is committed."""
+    pickled = pickle.dumps(made_shard())
+    tracemalloc.start()
+    try:
+        held = [renamed(pickle.loads(pickled), task) for task in _some(work)]
+        return tracemalloc.get_traced_memory()[0] / len(held)
+    finally:
+        tracemalloc.stop()
 
 
 def counted(cpu_ms: list[float], run: Callable[[Work, Path], float], work: Work, folder: Path) -> float:
