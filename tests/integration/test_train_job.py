@@ -69,7 +69,7 @@ class Experiment:
     def checkpoints(self, steps: int = STEPS) -> dict[str, str]:
         """Key -> ETag of what the checkpoints of a training hold."""
         name = self.training(steps).data.tags["training"]
-        return {info.key: info.etag for info in self.storage.list(f"{name}/step-")}
+        return {info.key: info.etag for info in self.storage.list(f"{name}/checkpoints/step-")}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_no_secret_is_recorded(experiment: Experiment, seaweedfs: Any) -> None:
 def test_every_step_is_logged_and_checkpoints_are_kept(experiment: Experiment) -> None:
     assert list(experiment.history("train/loss")) == [1, 2, 3, 4]
     assert list(experiment.history("val/miou")) == [2, 4]
-    folders = {key.split("/")[1] for key in experiment.checkpoints()}
+    folders = {key.split("/")[2][: len("step-00000000")] for key in experiment.checkpoints()}
     assert folders == {"step-00000002", "step-00000004"}
     names = {info.key.rsplit("/", 1)[-1] for info in experiment.storage.list() if "/model/" in info.key}
     assert {"model.json", "config.json", "model.safetensors", "prediction.json"} <= names
