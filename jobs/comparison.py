@@ -83,11 +83,13 @@ class _Comparison:
         from pipeline.evaluation.run import evaluate_models
         from pipeline.recipe import SystemConfig
         from pipeline.results.record import ResultRow
+        from pipeline.training.rank_training import training_identity
 
         recipe = self._loaded(cell.all_overrides)
         self._precompute(recipe)
         place = PlaceInGrid(label=cell.label, title=cell.label, parent_run_id=None, wait_minutes=None)
-        station = f"train {cell.label}, {recipe.train.steps} steps"
+        # By what is trained: a training that another experiment names too has taken its minutes once.
+        station = f"train {recipe.network.label}-{training_identity(recipe)}"
         folder = self._minutes.of(station, partial(train, recipe, place=place))
         scored = evaluate_models(recipe, [SystemConfig(source=str(folder), name=cell.label)])
         self.scored.add(scored)

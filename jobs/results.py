@@ -37,12 +37,16 @@ def results(arguments: argparse.Namespace) -> None:
     from pipeline.results.document import write_document
     from pipeline.results.experiments import EXPERIMENTS
 
+    chosen = {
+        name: EXPERIMENTS[name].only(systems=arguments.systems, seeds=arguments.seeds)
+        for name in _COMPARISONS
+        if name in arguments.only
+    }
     if set(arguments.only) != {"page"}:
         with ray_session(cpus=3):
-            for name in [name for name in _COMPARISONS if name in arguments.only]:
-                chosen = EXPERIMENTS[name].only(systems=arguments.systems, seeds=arguments.seeds)
+            for name, experiment in chosen.items():
                 compare(
-                    chosen,
+                    experiment,
                     recipe=RECIPES / "scenes_128.yaml",
                     overrides=arguments.overrides,
                     command=_command(name, arguments),

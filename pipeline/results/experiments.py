@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ldznet.errors import UserError
 from ldznet.noise_map_config import NoiseMapConfig
 from pipeline.recipe import SystemConfig
 
@@ -55,9 +56,18 @@ class Experiment:
     shown: str | None = None  # the set of the picture
 
     def only(self, *, systems: Iterable[str] = (), seeds: Iterable[int] = ()) -> "Experiment":
-        """With some of the cells; nothing named is all."""
+        """With some of the cells; nothing named is all.
+
+        Raises:
+            UserError: no cell is of these systems and seeds.
+        """
         chosen = [cell for cell in self.cells if not systems or cell.system in systems]
-        return replace(self, cells=tuple(cell for cell in chosen if not seeds or cell.seed in seeds))
+        chosen = [cell for cell in chosen if not seeds or cell.seed in seeds]
+        if not chosen:
+            names = ", ".join(dict.fromkeys(f"{cell.system!r}" for cell in self.cells))
+            numbers = ", ".join(map(str, sorted({cell.seed for cell in self.cells})))
+            raise UserError(f"{self.name} has no such training: its systems are {names}, its seeds {numbers}")
+        return replace(self, cells=tuple(chosen))
 
 
 def _cells(systems: dict[str, tuple[str, ...]], *, seeds: tuple[int, ...] = (1,)) -> tuple[Cell, ...]:

@@ -1,0 +1,45 @@
+"""What docs/results.md compares: every cell a sound recipe, and a choice that names nothing is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from ldznet.errors import UserError
+from pipeline.recipe_file import load_recipe
+from pipeline.results.experiments import EXPERIMENTS
+from pipeline.training.rank_training import training_identity
+
+RECIPE = Path(__file__).parents[4] / "jobs" / "recipes" / "scenes_128.yaml"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_cell_is_a_sound_recipe_and_a_training_of_its_own(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    recipes = [load_recipe(RECIPE, cell.all_overrides) for cell in experiment.cells]
+    assert (
+        len(set(map(training_identity, recipes)))
+        == len({cell.label for cell in experiment.cells})
+        == len(recipes)
+    )
+    assert all(set(experiment.sets) <= set(recipe.sets) for recipe in recipes)
+
+
+def test_a_training_that_two_experiments_name_is_one() -> None:
+    def identity(name: str) -> str:
+        return training_identity(load_recipe(RECIPE, EXPERIMENTS[name].cells[0].all_overrides))
+
+    assert identity("table") == identity("ablations")
+
+
+def test_some_cells_alone() -> None:
+    chosen = EXPERIMENTS["table"].only(systems=["znet"], seeds=[1, 3])
+    assert [(cell.system, cell.seed) for cell in chosen.cells] == [("znet", 1), ("znet", 3)]
+    assert EXPERIMENTS["table"].only() == EXPERIMENTS["table"]
+
+
+@pytest.mark.parametrize("choice", [{"systems": ["zent"]}, {"seeds": [9]}])
+def test_a_choice_that_names_nothing_is_refused(choice: dict[str, list[str]]) -> None:
+    with pytest.raises(
+        UserError, match=r"table has no such training: its systems are 'ldznet', .* its seeds 1, 2, 3"
+    ):
+        EXPERIMENTS["table"].only(**choice)  # type: ignore[arg-type]
