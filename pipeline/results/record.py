@@ -116,6 +116,10 @@ class ResultRecord(Config):
         )
 
     @property
+    def _scores(self) -> list[tuple[object, ...]]:
+        return [(row.model, row.seed, row.set_name, row.miou, row.iou_fg, row.ap) for row in self.rows]
+
+    @property
     def seeds(self) -> int:
         """Trainings of each system, at most."""
         return len({row.seed for row in self.rows if row.seed is not None})
@@ -126,11 +130,14 @@ class ResultRecord(Config):
         return merged_rows(self.rows)
 
     def save(self, folder: Path) -> Path:
-        """Write it as `folder/NAME.json`. Where it has no note, that of the record before stays, to be looked at."""
+        """Write it as `folder/NAME.json`. Where it has no note, that of a record of equal scores stays."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        before = self.load(path).note if path.is_file() and not self.note else self.note
-        record = self.model_copy(update={"note": before})
+        record = self
+        if path.is_file() and not self.note:
+            before = self.load(path)
+            if before._scores == self._scores:  # a note about other figures would be untrue
+                record = self.model_copy(update={"note": before.note})
         path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
 

@@ -48,12 +48,15 @@ def test_every_figure_stands_with_its_interval_and_its_origin(tmp_path: Path) ->
     assert "latent diffusion model\n" not in text
 
 
-def test_a_note_stands_above_the_figures_and_outlives_the_next_run(tmp_path: Path) -> None:
+def test_a_note_stands_above_the_figures_and_lives_as_long_as_they(tmp_path: Path) -> None:
     one = record("table").model_copy(update={"note": "The order is not the paper's."})
     one.save(tmp_path / "results")
     record("table").save(tmp_path / "results")
     text = write_document(tmp_path / "results").read_text()
     assert "\nThe order is not the paper's.\n\n| set | phrases" in text
+    other = record("table")
+    other.model_copy(update={"rows": other.rows[:1]}).save(tmp_path / "results")
+    assert "The order" not in write_document(tmp_path / "results").read_text()
 
 
 def test_seeds_of_a_system_share_a_row_set_by_set(tmp_path: Path) -> None:
