@@ -116,7 +116,8 @@ class ResultRecord(Config):
         )
 
     @property
-    def _scores(self) -> list[tuple[object, ...]]:
+    def scores(self) -> list[tuple[object, ...]]:
+        """Every row's, and whose they are."""
         return [(row.model, row.seed, row.set_name, row.miou, row.iou_fg, row.ap) for row in self.rows]
 
     @property
@@ -136,7 +137,7 @@ class ResultRecord(Config):
         record = self
         if path.is_file() and not self.note:
             before = self.load(path)
-            if before._scores == self._scores:  # a note about other figures would be untrue
+            if before.scores == self.scores:  # a note about other figures would be untrue
                 record = self.model_copy(update={"note": before.note})
         path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
