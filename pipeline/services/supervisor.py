@@ -3,8 +3,9 @@
 A script of its own that needs nothing but the standard library: `supervisor.py PARENT GRACE COMMAND…`, its
 input a pipe whose other end the parent holds. It stops the command when the pipe closes, when its parent is
 another one than PARENT, or on SIGTERM: SIGTERM to the command's process group first, SIGKILL after GRACE
-seconds. Should the supervisor itself be killed, the kernel kills the command. The kernel's own signal alone
-would not do: it comes when the thread that started the command ends, not the process.
+seconds to whatever of it is left. Should the supervisor itself be killed, the kernel kills the command.
+The kernel's own signal alone would not do: it comes when the thread that started the command ends, not the
+process.
 """
 
 import ctypes
@@ -13,10 +14,12 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1
+_NONE = 0  # asks only whether there is a process
 
 
 def main(arguments: list[str]) -> int:
@@ -44,12 +47,26 @@ def _closed(pipe: int) -> bool:
 
 
 def _stop(child: subprocess.Popen[bytes], grace_s: float) -> None:
-    os.killpg(child.pid, signal.SIGTERM)
+    """End the whole group: a command may be gone before the servers that it started have left their ports."""
+    until = time.monotonic() + grace_s
+    asked = int(signal.SIGTERM)
+    while _signal(child.pid, asked):
+        child.poll()  # reaped, it no longer counts as one of the group
+        if time.monotonic() > until:
+            _signal(child.pid, signal.SIGKILL)
+            break
+        time.sleep(POLL_S / 10)
+        asked = _NONE
+    child.wait()
+
+
+def _signal(group: int, number: int) -> bool:
+    """Whether anyone was there to get it."""
     try:
-        child.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _dies_with(supervisor: int) -> Callable[[], None] | None:
