@@ -1,6 +1,7 @@
 """How a job starts: arguments, logging, and one policy for errors and exit codes.
 
-Exit code 0: done. 2: the user's mistake, one clear line. 1: everything else, with its traceback. 130: Ctrl-C.
+Exit code 0: done. 2: the user's mistake, one clear line. 1: what no retry mends, one clear line; everything else, with
+its traceback. 130: Ctrl-C.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldznet.errors import UserError
+from ldznet.errors import FinalError, UserError
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -28,6 +29,9 @@ def exit_code_of(action: Callable[[], None]) -> int:
     except UserError as error:
         print(f"ldznet: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - the one line for the user
         return 2
+    except FinalError as error:
+        print(f"ldznet: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201 - likewise
+        return 1
     except KeyboardInterrupt:
         print("ldznet: stopped", file=sys.stderr)  # noqa: T201 - likewise
         return 130

@@ -13,7 +13,7 @@ from uuid import uuid4
 from jobs.ray_preemption import leaving_on_notice, notice_callback
 from jobs.reserved_room import give_room_back, room_callback
 from jobs.training_storage import storage_filesystem
-from ldznet.errors import DataFault, UserError
+from ldznet.errors import DataFault, FinalError, UserError
 from pipeline.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run_ranks(
 
     Raises:
         UserError: Raised by a rank, or the cluster cannot hold the ranks. Never retried, nor is a `DataFault` or a
-            `DivergenceError`.
+            `FinalError`: a loss that diverges, a damaged sample or checkpoint.
         TrainingFailedError: Anything else that ended a rank once too often.
     """
     from ray.exceptions import RayActorError
@@ -258,9 +258,7 @@ def _stop_on_fatal() -> Any:
 
 
 def _is_fatal(error: BaseException) -> bool:
-    from pipeline.training.divergence import DivergenceError
-
-    return isinstance(error, UserError | DataFault | DivergenceError)
+    return isinstance(error, UserError | DataFault | FinalError)
 
 
 def _controller_failure(error: BaseException, config: TrainConfig) -> BaseException:

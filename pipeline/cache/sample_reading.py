@@ -9,13 +9,14 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
+from ldznet.errors import FinalError
 from pipeline.cache.committed_shard import ShardReference
 from pipeline.cache.entry import Entry, decode_columns, decode_entry, split_tar
 from pipeline.cache.index import Index, member_key
 from pipeline.object_store.store import ObjectStore
 
 
-class CorruptSampleError(OSError):
+class CorruptSampleError(FinalError, OSError):
     """A sample's bytes are not those that its receipt vouches for."""
 
 

@@ -37,11 +37,10 @@ class SampleRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchPlan:
-    """A rank's share of one global batch. Without runs it is padding alone: then `stand_in` gives the shapes."""
+    """A rank's share of one global batch. Without runs it is padding alone."""
 
     size: int  # rows of the batch; those that the runs do not fill are padding
     runs: tuple[SampleRun, ...]
-    stand_in: SampleRun | None = None
 
     @property
     def bytes(self) -> int:

@@ -82,19 +82,27 @@ class BatchReader:
     """Reads whole batches: threads read runs, each straight into its rows of a batch."""
 
     def __init__(
-        self, runs: RunReader, *, threads: int, batches_ahead: int = 4, place: Place = "own"
+        self,
+        runs: RunReader,
+        *,
+        threads: int,
+        spares: Sequence[SampleRun] = (),
+        batches_ahead: int = 4,
+        place: Place = "own",
     ) -> None:
         """Starts nothing.
 
         Args:
             runs: what reads runs the plain way: the first ones, and those with something wrong.
             threads: runs read at once, at most.
+            spares: any samples, for a share without one that can be read before another was.
             batches_ahead: whose memory is kept for later ones.
             place: which memory batches go into.
         """
         # From files, reading is copying: more threads than cores only wait for one another.
         local = isinstance(runs.store, FileStore)
         self._threads = min(threads, max(2, len(os.sched_getaffinity(0)))) if local else threads
+        self._spares = spares
         self._memory = ReusedMemory(most=batches_ahead + 2, place=place)
         self._filler = RunFiller(
             store=runs.store,
@@ -143,20 +151,19 @@ class BatchReader:
         corrupt = tuple(sample for read in pending.reads for sample in read.result())
         samples = pending.buffer.samples
         if not samples:
-            self._stand_in(pending, corrupt)
+            self._stand_in(pending.buffer, corrupt)
         return LoadedBatch(batch=pending.buffer.batch(samples=samples), corrupt=corrupt)
 
-    def _stand_in(self, pending: "_Pending", corrupt: Sequence[CorruptSample]) -> None:
+    def _stand_in(self, buffer: BatchBuffer, corrupt: Sequence[CorruptSample]) -> None:
         """Any sample, for a share of nothing but padding, or of nothing that can be read."""
-        if pending.plan.stand_in is not None:
-            corrupt = (*corrupt, *self._filler.fill(pending.plan.stand_in, pending.buffer, first=0))
-        if pending.buffer.samples:
+        if self._filler.example is not None:
+            buffer.put(0, self._filler.example)
             return
-        if self._filler.example is None:
-            raise CorruptSampleError(
-                f"no sample of a whole batch can be read; the first: {corrupt[0].reason}"
-            )
-        pending.buffer.put(0, self._filler.example)
+        for spare in self._spares:
+            corrupt = (*corrupt, *self._filler.fill(spare, buffer, first=0))
+            if buffer.samples:
+                return
+        raise CorruptSampleError(f"no sample of a whole batch can be read; the first: {corrupt[0].reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from pipeline.loading.worker_processes import PlannedBatches, WorkerProcesses
 from pipeline.object_store.store import ObjectStore
 
 _LARGEST_GET: Final = 32 << 20  # bytes; longer runs are several requests, side by side
+_SPARES: Final = 16
 
 
 class SampleReader:
@@ -69,8 +70,12 @@ class SampleReader:
         return BatchPlan(
             size=len(rows),
             runs=tuple(part for run in runs for part in run.parts(most=_LARGEST_GET)),
-            stand_in=None if runs else self.run(np.array([0])),
         )
+
+    def spares(self) -> tuple[SampleRun, ...]:
+        """Single samples from all over the set: any gives a batch its shapes in which nothing can be read."""
+        rows = np.unique(np.linspace(0, len(self.index) - 1, _SPARES, dtype=np.int64))
+        return tuple(self.run(rows[place : place + 1]) for place in range(len(rows)))
 
 
 class CacheLoader:
@@ -174,6 +179,7 @@ class CacheLoader:
         return BatchReader(
             self._reader.runs(on_corrupt=self._on_corrupt),
             threads=self._concurrency,
+            spares=self._reader.spares(),
             batches_ahead=self._batches_ahead,
             place="pinned" if torch.cuda.is_available() else "own",
         )
@@ -185,6 +191,7 @@ class CacheLoader:
             blocks=self._reader.blocks,
             nearer=self._reader.nearer,
             on_corrupt=self._on_corrupt,
+            spares=self._reader.spares(),
             threads=-(-self._concurrency // self._processes),
             sharing=self._processes * self._ranks,
         )

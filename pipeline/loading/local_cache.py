@@ -64,6 +64,7 @@ class LocalCache:
         self.folder, self.limit = folder, limit
         self.opened = time.time() if opened is None else opened
         self._full = False  # nothing will be taken any more
+        self._unreadable = False  # said once
         try:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             (folder / "incoming").mkdir(exist_ok=True)
@@ -72,23 +73,26 @@ class LocalCache:
             raise UserError(f"loader.local_cache={folder} cannot be used: {error.strerror}") from error
 
     def read(self, shard: ShardReference, row: np.void) -> memoryview | None:
-        """A sample's stretch, checked against its row of the index; None where it is not there."""
+        """A sample's stretch, checked against its row of the index; None where it is not there. Never fails."""
         path = self._path(shard, row)
         size = int(row["size"])
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            body = _read(path, size + 1)
         except FileNotFoundError:
             return None
-        try:
-            body = os.pread(file, size + 1, 0)
-            os.utime(file)
-        finally:
-            os.close(file)
+        except (
+            OSError
+        ) as error:  # a broken disk, or another user's file: the samples are in the store all the same
+            if not self._unreadable:
+                logger.warning("%s cannot be read, nor maybe others: fetched instead: %s", path, error)
+            self._unreadable = True
+            return None
         stretch = memoryview(body)
         if len(body) == size and is_sound(stretch, int(row["xxh3"])):
             return stretch
         logger.warning("%s is damaged: removed, fetched again", path)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # left there, it is found damaged again
+            path.unlink(missing_ok=True)
         return None
 
     def write(self, shard: ShardReference, row: np.void, stretch: memoryview) -> None:
@@ -197,6 +201,18 @@ class LocalCache:
             yield counter
         finally:
             os.close(counter)  # the lock goes with it
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's first bytes; it counts as used now."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        body = os.pread(file, most, 0)
+        with contextlib.suppress(OSError):  # a disk that became read-only: it only looks older
+            os.utime(file)
+        return body
+    finally:
+        os.close(file)
 
 
 def _count(counter: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cache.sample_reading import StretchStore
-from pipeline.loading.batch_plan import BatchPlan
+from pipeline.loading.batch_plan import BatchPlan, SampleRun
 from pipeline.loading.batch_reading import BatchReader, LoadedBatch, OnCorrupt, RunReader
 from pipeline.object_store.opening import open_store
 
@@ -28,6 +28,7 @@ class PlannedBatches(Dataset[LoadedBatch]):
         blocks: tuple[int, ...],
         nearer: StretchStore | None,
         on_corrupt: OnCorrupt,
+        spares: tuple[SampleRun, ...],
         threads: int,
         sharing: int,
     ) -> None:
@@ -38,11 +39,12 @@ class PlannedBatches(Dataset[LoadedBatch]):
             blocks: whose features to read.
             nearer: a nearer place for samples.
             on_corrupt: `fail` or `skip`.
+            spares: any samples.
             threads: ranged GETs in flight a process.
             sharing: processes of all ranks together that ask the store.
         """
         self._url, self._blocks, self._nearer = url, blocks, nearer
-        self._on_corrupt, self._threads, self._sharing = on_corrupt, threads, sharing
+        self._on_corrupt, self._spares, self._threads, self._sharing = on_corrupt, spares, threads, sharing
         self._opened: tuple[BatchReader, ThreadPoolExecutor] | None = None
 
     def __getitem__(self, plan: BatchPlan) -> LoadedBatch:
@@ -60,7 +62,7 @@ class PlannedBatches(Dataset[LoadedBatch]):
             on_corrupt=self._on_corrupt,
         )
         # Where `torch.utils.data` would copy them to on their way out of this process.
-        reader = BatchReader(runs, threads=self._threads, place="shared")
+        reader = BatchReader(runs, threads=self._threads, spares=self._spares, place="shared")
         return reader, ThreadPoolExecutor(self._threads, "loader")
 
 

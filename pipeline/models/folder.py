@@ -31,7 +31,11 @@ def upload_model(folder: Path, *, url: str, facts: Mapping[str, float]) -> None:
     version = f"{int(facts['step']):08d}"
     for name in names:
         store.put(f"{version}/{name}", folder / name)
+    before = None if store.stat(SEAL) is None else json.loads(store.get(SEAL))["version"]
     store.put(SEAL, json.dumps({"version": version, "files": names, "facts": dict(facts)}).encode())
+    if before not in (None, version):
+        for info in list(store.list(f"{before}/")):
+            store.delete(info.key)
 
 
 def download_model(url: str, folder: Path) -> dict[str, float]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import xxhash
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ldznet.config import Config
-from ldznet.errors import UserError
+from ldznet.errors import FinalError, UserError
 from pipeline.training import ranks
 from pipeline.training.ema import EMA, EMA_FILE
 from pipeline.training.engine import ENGINE_FILE, Engine
@@ -30,7 +30,7 @@ FORMAT = 1
 PROGRESS = "progress.json"
 
 
-class IncompleteCheckpointError(RuntimeError):
+class IncompleteCheckpointError(FinalError, RuntimeError):
     """A checkpoint folder lacks a part, or a part is not what its receipt says."""
 
 
@@ -55,6 +55,8 @@ class RankReceipt(Config):
 
 class Progress(Config):
     """Where a training stands. Equal on every rank."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")  # a validation may find no number
 
     step: int = 0
     position: dict[str, int] = Field(default={})  # epoch and batch of the next global batch
@@ -121,11 +123,11 @@ def take_snapshot(*, engine: Engine, ema: EMA | None, progress: Progress, identi
 
 
 def read_checkpoint(folder: Path, *, engine: Engine, ema: EMA | None, identity: str) -> Progress:
-    """Check a whole checkpoint and read it into engine, EMA and generators. Collective.
+    """Read a checkpoint, whole as `CheckpointStore.latest` gives it, into engine, EMA and generators. Collective.
 
     Another number of ranks than wrote it starts its generators anew: what the sampler draws comes from hashes anyway.
     """
-    receipt = check_checkpoint(folder)
+    receipt = _read_receipt(folder, 0)
     if receipt.identity != identity:
         raise UserError(
             f"the checkpoint of step {receipt.step} was made by another configuration: "

@@ -10,6 +10,7 @@ Only a sealed checkpoint is ever read. What killed ranks left unsealed is remove
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ldznet.config import Config
 from pipeline.held_folder import held_folder
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 from pipeline.training import ranks
-from pipeline.training.checkpoint import receipt_path
+from pipeline.training.checkpoint import IncompleteCheckpointError, check_checkpoint, receipt_path
 from pipeline.training.named_tensors import rank_folder
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,7 @@ class CheckpointStore:
             raise OSError(f"{self.location(name)}: {receipts} of {world} parts are there")
         self._store.put(f"{name}.json", Seal(world=world).model_dump_json().encode())
         for old in self._sealed()[: -self._keep]:
-            self._store.delete(f"{old}.json")  # invisible before it is incomplete
-            self._remove(f"{old}.")
+            self._drop(old)
 
     def newest(self) -> str | None:
         """The name of the newest sealed checkpoint."""
@@ -91,27 +91,59 @@ class CheckpointStore:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """The newest checkpoint as a local folder with every rank's files, or None. Collective.
+        """The newest sound checkpoint as a local folder with every rank's files, or None. Collective.
 
-        It is fetched once a node, by the first rank there.
+        It is fetched and checked once a node, by the first rank there. One that is damaged gives way to the one before.
+
+        Raises:
+            IncompleteCheckpointError: all that are there are damaged. The last one stays, for its owner to look at.
         """
         if ranks.rank() == 0:
             self.sweep()
-        name = ranks.agree(self.newest() if ranks.rank() == 0 else None)
-        if name is None:
-            yield None
-            return
+        names = ranks.agree(self._sealed() if ranks.rank() == 0 else [])
+        with ExitStack() as stack:
+            folder = None
+            while names and folder is None:
+                folder = self._sound(names.pop(), stack, others=bool(names))
+            yield folder
+            if folder is not None:
+                ranks.wait_for_all()  # others may read it still
+
+    def _sound(self, name: str, stack: ExitStack, *, others: bool) -> Path | None:
+        """A checkpoint's folder on this node while the stack is open; None where it is damaged, and others are left."""
         nodes = ranks.collect(_this_node())
         first = nodes.index(_this_node())
-        with ExitStack() as stack:
-            own = None
-            if first == ranks.rank():
-                own = stack.enter_context(held_folder(SCRATCH)) / name
-                self._fetch(name, own)
-            folder = ranks.collect(own)[first]
-            assert folder is not None, "the first rank of a node fetches"
-            yield folder
-            ranks.wait_for_all()  # others may read it still
+        own, problem = None, None
+        if first == ranks.rank():
+            own = stack.enter_context(held_folder(SCRATCH)) / name
+            problem = self._fetch_whole(name, own)
+        problems = [each for each in ranks.collect(problem) if each is not None]
+        if not problems:
+            return ranks.collect(own)[first]
+        if not others:
+            raise IncompleteCheckpointError(
+                f"the checkpoint {self.location(problems[0])}, and there is no other: "
+                f"remove {self._store.url} to train from the start"
+            )
+        if ranks.rank() == 0:
+            logger.warning("the checkpoint %s; going back to the one before", self.location(problems[0]))
+            self._drop(name)
+        ranks.wait_for_all()
+        return None
+
+    def _fetch_whole(self, name: str, folder: Path) -> str | None:
+        """Fetch and check; what is wrong. What was damaged on its way only is right the second time."""
+        problem = None
+        for _ in range(2):
+            self._fetch(name, folder)
+            try:
+                check_checkpoint(folder)
+            except IncompleteCheckpointError as error:
+                problem = str(error)
+                shutil.rmtree(folder)
+            else:
+                return None
+        return problem
 
     def _fetch(self, name: str, folder: Path) -> None:
         def fetch(info: ObjectInfo) -> None:
@@ -136,8 +168,9 @@ class CheckpointStore:
                 found.append((int(match[2]), info.modified, match[1]))
         return [name for _, _, name in sorted(found)]
 
-    def _remove(self, prefix: str) -> None:
-        for info in list(self._store.list(prefix)):
+    def _drop(self, name: str) -> None:
+        self._store.delete(f"{name}.json")  # invisible before it is incomplete
+        for info in list(self._store.list(f"{name}.")):
             self._store.delete(info.key)
 
 

@@ -73,7 +73,7 @@ class TrainConfig(Config):
     ema: bool = Field(default=True, description="decay min(0.9999, (1+n)/(10+n)) after n updates")
 
     validate_every: Positive | None = Field(default=None, description="steps; left out, at the end only")
-    checkpoint_every: Positive | None = Field(default=None, description="steps; left out, at the end only")
+    checkpoint_every: Positive | None = Field(default=1000, description="steps; null: at the end only")
     keep_checkpoints: Positive = 2
     log_every: Positive = 1
     best_metric: str = "miou"
@@ -82,7 +82,8 @@ class TrainConfig(Config):
         default=None, description="stop after so many validations in a row without a better `best_metric`"
     )
     stop_above_loss: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="stop where the loss of a step is above it; NaN and infinity always stop"
+        default=100.0,  # an untrained network's is below 1: only one that has lost its way comes here
+        description="stop where the loss of a step is above it; NaN and infinity always stop",
     )
     seed: Natural = 0
     max_failures: Natural = Field(default=3, description="restarts after lost ranks before giving up")

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from ldznet.errors import FinalError
+
 _MOST_KEYS = 8  # in the message; the error holds all
 
 
-class DivergenceError(ArithmeticError):
+class DivergenceError(FinalError, ArithmeticError):
     """Loss or gradients are not finite, or the loss is above the limit. No restart mends it.
 
     Attributes:

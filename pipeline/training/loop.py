@@ -164,6 +164,8 @@ class TrainLoop:
             self._newest = self._checkpoints.location(folder.name)
         self._position = Position(**self._progress.position)
         self._saved = self._progress.step
+        # The patience may be another one than before.
+        self._progress = self._progress.model_copy(update={"stopped": self._impatient(self._progress.worse)})
         logger.info("resumed after step %d", self._progress.step)
 
     def _batches(self) -> Generator[Batch, None, None]:
@@ -215,15 +217,18 @@ class TrainLoop:
         step, value = self._progress.step, _figure(metrics, self._config.best_metric)
         best = self._is_better(value)
         worse = 0 if best else self._progress.worse + 1
-        patience = self._config.patience
         update: dict[str, Any] = {"metrics": metrics, "worse": worse, "validated": step}
-        update["stopped"] = patience is not None and worse >= patience
+        update["stopped"] = self._impatient(worse)
         if best:
             update |= {"best": value, "best_step": step}
             self._keep(metrics)
         self._progress = self._progress.model_copy(update=update)
         if self._observer:
             self._observer.on_validation(metrics, step=step, best=best)
+
+    def _impatient(self, worse: int) -> bool:
+        """Whether so many validations in a row without a better one are enough."""
+        return self._config.patience is not None and worse >= self._config.patience
 
     def _is_better(self, value: float) -> bool:
         best = self._progress.best
@@ -288,7 +293,7 @@ class TrainLoop:
         elif self._upload is not None:
             self._report(self._upload.settle())
         if self._newest is None:
-            error.checkpoint = "no checkpoint is kept: set train.checkpoint_every"
+            error.checkpoint = "no checkpoint is from before it: set or lower train.checkpoint_every"
         elif good:
             error.checkpoint = f"the state before it is in {self._newest}"
         else:

@@ -1,6 +1,7 @@
 """One policy for errors, exit codes and logging, for every job."""
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 
 from jobs.entry import configure_logging, exit_code_of, recipe_job
 from jobs.progress import progress_bar
+from jobs.train_ranks import _is_fatal
 from ldznet.errors import UserError
+from pipeline.cache.sample_reading import CorruptSampleError
 from pipeline.recipe import Recipe
+from pipeline.training.checkpoint import IncompleteCheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,21 @@ def test_done_is_zero() -> None:
 def test_the_users_mistake_is_one_line_and_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code_of(raising(UserError("no folder\n  there: make one"))) == 2
     assert capsys.readouterr().err == "ldznet: no folder there: make one\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CorruptSampleError("sample a in s3://b/c\nis damaged: mend it"),
+        IncompleteCheckpointError("sample a in s3://b/c is damaged: mend it"),
+    ],
+)
+def test_what_no_retry_mends_is_one_line_and_one(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code_of(raising(pickle.loads(pickle.dumps(error)))) == 1
+    assert capsys.readouterr().err == "ldznet: sample a in s3://b/c is damaged: mend it\n"
+    assert _is_fatal(error)
 
 
 def test_an_interruption_is_130(capsys: pytest.CaptureFixture[str]) -> None:

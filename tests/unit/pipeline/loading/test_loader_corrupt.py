@@ -132,12 +132,23 @@ def test_a_shard_that_is_cut_or_gone_is_skipped_as_far_as_it_is(
     assert {sample.object_key for sample in loader.skipped.values()} == {shard.object_key}
 
 
-def test_a_batch_of_nothing_but_corrupt_samples_still_comes(store: ObjectStore, manifest: Manifest) -> None:
-    remove(store, manifest.shards[1].object_key)
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_a_batch_of_nothing_but_corrupt_samples_still_comes(
+    store: ObjectStore, manifest: Manifest, gone: int
+) -> None:
+    remove(store, manifest.shards[gone].object_key)
     loader = skipping(store, manifest, batch_size=6, shuffle=False)
     batches = list(loader.epoch(Position()))
-    assert [batch.weight.sum().item() for batch in batches] == [6, 0, 6, 6]
+    assert [batch.weight.sum().item() for batch in batches] == [6 * (batch != gone) for batch in range(4)]
     assert {batch.latents.shape for batch in batches} == {(6, 4, 2, 2)}
+    assert len(loader.skipped) == 6
+
+
+def test_it_comes_first_after_a_resume_as_well(store: ObjectStore, manifest: Manifest) -> None:
+    remove(store, manifest.shards[2].object_key)
+    loader = skipping(store, manifest, batch_size=6, shuffle=False)
+    batches = list(loader.epoch(Position(batch=2)))
+    assert [batch.weight.sum().item() for batch in batches] == [0, 6]
 
 
 def test_where_nothing_can_be_read_it_fails(store: ObjectStore, manifest: Manifest) -> None:

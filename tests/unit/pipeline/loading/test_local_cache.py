@@ -1,5 +1,6 @@
 """The local cache: the store's very bytes, never above its limit, and what fits stays."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -184,3 +185,41 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) ->
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(UserError, match=r"loader.local_cache=.*file/cache cannot be used"):
         LocalCache(tmp_path / "file" / "cache", limit=1)
+
+
+def test_a_disk_that_cannot_be_read_costs_only_time(
+    made: tuple[ObjectStore, Manifest],
+    counting: CountingStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = LocalCache(tmp_path / "cache", limit=1 << 30)
+    first = read_epoch(counting, made[1], cache)
+    gets = len(counting.ranges)
+
+    def broken(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", broken)
+    assert read_epoch(counting, made[1], cache) == first
+    assert len(counting.ranges) == 2 * gets
+    assert caplog.text.count("cannot be read") == 1
+
+
+def test_on_a_read_only_disk_samples_are_read_all_the_same(
+    made: tuple[ObjectStore, Manifest],
+    counting: CountingStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = LocalCache(tmp_path / "cache", limit=1 << 30)
+    first = read_epoch(counting, made[1], cache)
+    gets = len(counting.ranges)
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert read_epoch(counting, made[1], cache) == first
+    assert len(counting.ranges) == gets

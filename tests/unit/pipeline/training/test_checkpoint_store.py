@@ -13,7 +13,13 @@ from unit.pipeline.training.training_toy import ToyNetwork, forward, loss, toy_b
 from pipeline.held_folder import held_folder
 from pipeline.object_store.store import ObjectStore
 from pipeline.training import ranks
-from pipeline.training.checkpoint import Progress, Snapshot, check_checkpoint, take_snapshot
+from pipeline.training.checkpoint import (
+    IncompleteCheckpointError,
+    Progress,
+    Snapshot,
+    check_checkpoint,
+    take_snapshot,
+)
 from pipeline.training.checkpoint_store import SCRATCH, CheckpointStore
 from pipeline.training.checkpoint_upload import CheckpointUpload, CheckpointUploadError
 from pipeline.training.config import TrainConfig
@@ -102,6 +108,63 @@ def test_a_checkpoint_is_invisible_before_it_loses_a_part(
     with kept.latest() as newest:
         assert newest is not None
         assert check_checkpoint(newest).step == 2
+
+
+def damage(store: ObjectStore, name: str) -> None:
+    (key,) = [info.key for info in store.list(name) if info.key.endswith("engine.safetensors")]
+    body = bytearray(store.get(key))
+    body[-3] ^= 1
+    store.put(key, bytes(body))
+
+
+def test_a_damaged_one_gives_way_to_the_one_before(
+    store: ObjectStore, engine: DDPEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = CheckpointStore(store, keep=2)
+    taken = {step: snapshot(engine, step) for step in (1, 2)}
+    for one in taken.values():
+        bring(kept, one, tmp_path)
+    damage(store, taken[2].name)
+    with kept.latest() as newest:
+        assert newest is not None
+        assert check_checkpoint(newest).step == 1
+    assert f"{taken[2].name}: rank-00000/engine.safetensors is missing or damaged; going back" in caplog.text
+    bring(kept, snapshot(engine, 2), tmp_path)  # the damaged one is in nobody's way
+    assert {name.split("-")[1] for name in kept._sealed()} == {"00000001", "00000002"}
+
+
+def test_the_last_one_is_never_removed(store: ObjectStore, engine: DDPEngine, tmp_path: Path) -> None:
+    kept = CheckpointStore(store, keep=2)
+    taken = snapshot(engine, 1)
+    bring(kept, taken, tmp_path)
+    damage(store, taken.name)
+    objects = sorted(info.key for info in store.list())
+    with pytest.raises(
+        IncompleteCheckpointError, match=r"there is no other: remove .* to train from the start"
+    ):
+        kept.latest().__enter__()
+    assert sorted(info.key for info in store.list()) == objects
+
+
+def test_what_was_damaged_on_its_way_only_is_fetched_again(
+    store: ObjectStore, engine: DDPEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = CheckpointStore(store, keep=2)
+    bring(kept, snapshot(engine, 1), tmp_path)
+    real, cut = type(store).get_range, []
+
+    def once_wrong(self: ObjectStore, key: str, *, start: int, length: int) -> bytes:
+        body = real(self, key, start=start, length=length)
+        if key.endswith("engine.safetensors") and not cut:
+            cut.append(key)
+            return bytes(len(body))
+        return body
+
+    monkeypatch.setattr(type(store), "get_range", once_wrong)
+    with kept.latest() as newest:
+        assert newest is not None
+        assert check_checkpoint(newest).step == 1
+    assert cut
 
 
 class Failing(CheckpointStore):

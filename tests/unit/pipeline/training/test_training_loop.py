@@ -1,5 +1,6 @@
 """The loop on one rank under DDP: resuming, best model, early stop, NaN, EMA. No Ray, no DeepSpeed."""
 
+import math
 import os
 import pickle
 import signal
@@ -174,6 +175,34 @@ def test_the_best_model_is_kept_and_patience_ends_the_run(tmp_path: Path) -> Non
     assert again == outcome
 
 
+def test_more_patience_lets_a_stopped_run_go_on(tmp_path: Path) -> None:
+    first, _, _ = run(
+        toy_config(validate_every=2, patience=2),
+        validate=lambda engine: {"miou": -float(engine.step)},
+        checkpoints=kept_in(tmp_path, keep=1),
+    )
+    assert (first.steps, first.stopped_early) == (6, True)
+    longer, _, recorder = run(
+        toy_config(validate_every=2, patience=3),
+        validate=lambda engine: {"miou": -float(engine.step)},
+        checkpoints=kept_in(tmp_path, keep=1),
+    )
+    assert recorder.validations == [(8, False)]
+    assert (longer.steps, longer.stopped_early) == (8, True)
+
+
+def test_a_validation_without_a_number_is_no_better_and_survives_a_checkpoint(tmp_path: Path) -> None:
+    config = toy_config(validate_every=2)
+    outcome, _, _ = run(
+        config,
+        validate=lambda engine: {"miou": math.nan if engine.step > 2 else 0.5},
+        checkpoints=kept_in(tmp_path, keep=1),
+    )
+    again, _, _ = run(config, checkpoints=kept_in(tmp_path, keep=1), validate=lambda _: pytest.fail("done"))
+    assert (again.best, again.best_step) == (outcome.best, outcome.best_step) == (0.5, 2)
+    assert math.isnan(again.metrics["miou"])
+
+
 def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own() -> None:
     config = toy_config(steps=6, validate_every=2)
     batch = toy_batch(500, 4)
@@ -274,13 +303,13 @@ class Wild(ToySource):
                 yield batch
 
 
-def test_an_exploding_loss_stops_the_run_where_a_limit_is_set(tmp_path: Path) -> None:
+def test_an_exploding_loss_stops_the_run_unless_it_may(tmp_path: Path) -> None:
     wild = Wild(batch_size=4, rank=0, ranks=1)
-    outcome, *_ = run(toy_config(steps=6), wild)
+    outcome, *_ = run(toy_config(steps=6, stop_above_loss=None), wild)
     assert outcome.steps == 6
-    with pytest.raises(ExplodingLossError, match=r"above train\.stop_above_loss=10") as caught:
+    with pytest.raises(ExplodingLossError, match=r"above train\.stop_above_loss=100;") as caught:
         run(
-            toy_config(stop_above_loss=10.0, checkpoint_every=2),
+            toy_config(checkpoint_every=2),
             wild,
             checkpoints=kept_in(tmp_path, keep=2),
         )
