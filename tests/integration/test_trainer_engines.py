@@ -27,6 +27,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero-2-accumulated": {"zero_stage": 2, "micro_batch": 1},
     "zero-3-accumulated": {"zero_stage": 3, "micro_batch": 2},
 }
+MIXED: dict[str, dict[str, Any]] = {
+    f"{name}-bf16": ENGINES[name] | {"precision": "bf16"} for name in ("ddp", "zero-2", "zero-3")
+}
 READERS = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3", "zero-3-offload")
 
 
@@ -42,7 +45,7 @@ class Run:
         from pipeline.training.engine import build_engine
 
         config = TrainConfig(
-            steps=STEPS, batch_size=BATCH, workers=world, lr=1e-2, clip_norm=CLIP, **ENGINES[name]
+            steps=STEPS, batch_size=BATCH, workers=world, lr=1e-2, clip_norm=CLIP, **(ENGINES | MIXED)[name]
         )
         self.taken: list[int] = []  # samples of each forward pass
 
@@ -115,7 +118,7 @@ def train_all(rank: int, folder: str) -> None:
     """Runs on each of two ranks: every engine; then every reader from zero-2's and zero-3's checkpoints."""
     out = Path(folder)
     join(rank, RANKS, out)
-    for name in ENGINES:
+    for name in ENGINES | MIXED:
         Run(name, world=RANKS, rank=rank).effects(out / f"{name}.json")
         run = Run(name, world=RANKS, rank=rank)
         figures = run.train(0, SAVED)
@@ -186,6 +189,16 @@ def test_every_engine_gives_the_losses_of_ddp(trained: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MIXED)
+def test_bf16_follows_fp32_with_weights_of_fp32(trained: Path, name: str) -> None:
+    expected, got = figures(trained / "ddp"), figures(trained / name)
+    assert not torch.equal(got, expected)
+    torch.testing.assert_close(got[:, 0], expected[:, 0], rtol=0.02, atol=0)
+    torch.testing.assert_close(got[:, 0], figures(trained / "ddp-bf16")[:, 0], rtol=0.02, atol=0)
+    assert {tensor.dtype for tensor in load_file(trained / name / "own").values()} == {torch.float32}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_option_does_what_it_says(trained: Path, name: str) -> None:
     found, options = json.loads((trained / f"{name}.json").read_text()), ENGINES[name]
@@ -241,5 +254,10 @@ def test_any_engine_goes_on_from_any_others_checkpoint(trained: Path, writer: st
 @pytest.mark.parametrize("writer", ["zero-2", "zero-3"])
 @pytest.mark.parametrize("reader", ["ddp", "zero-1", "zero-3"])
 def test_one_rank_goes_on_from_what_two_wrote(trained: Path, writer: str, reader: str) -> None:
-    resumed = figures(trained / f"{writer}-to-{reader}-on-1")
-    torch.testing.assert_close(resumed, figures(trained / writer)[SAVED:], rtol=1e-5, atol=0)
+    resumed, whole = trained / f"{writer}-to-{reader}-on-1", trained / writer
+    torch.testing.assert_close(figures(resumed), figures(whole)[SAVED:], rtol=1e-5, atol=0)
+    for kind in ("own", "averaged"):
+        expected, got = load_file(whole / kind), load_file(resumed / kind)
+        assert got.keys() == expected.keys()
+        for parameter in expected:
+            torch.testing.assert_close(got[parameter], expected[parameter], rtol=1e-5, atol=1e-6)

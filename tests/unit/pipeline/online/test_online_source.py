@@ -86,6 +86,23 @@ def test_online_batches_are_the_caches_to_the_bit(cached: Path) -> None:
     assert {fact["draw"] for batch in ours[2] for fact in batch.facts} == {0}
 
 
+def test_crops_about_a_phrase_are_the_caches_too(
+    tmp_path: Path, small_recipe_in: Callable[..., Path], precompute_here: Callable[..., None]
+) -> None:
+    options = ["sets.train.view.policy=published", "sets.train.draws=2"]
+    path = small_recipe_in(tmp_path)
+    precompute_here(path, *options)
+    epochs = [Position(epoch=epoch) for epoch in range(2)]
+    theirs = batches_of(load_recipe(path, ["train.workers=1", *options]), *epochs)
+    ours = batches_of(load_recipe(path, ["train.workers=1", ONLINE, CYCLE, *options]), *epochs)
+    views = []
+    for mine, other in zip(ours, theirs, strict=True):
+        for one, two in zip(mine, other, strict=True):
+            assert_equal(one, two)
+            views += [(fact["image_digest"], str(fact["view"])) for fact in one.facts]
+    assert len(set(views)) > len({image for image, _ in views}), "each phrase has a view of its own"
+
+
 @pytest.mark.parametrize("size", [3, 8, 36])
 def test_whatever_the_batch_the_numbers_are_the_caches(cached: Path, size: int) -> None:
     options = [f"train.batch_size={size}"]
