@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.entry import recipe_job
+from jobs.evaluation_task import evaluate_where_it_is_quick
 from jobs.job_notes import note_on_job
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ def evaluate(
     `stages` and `commands` are told in the report: what ran before, and what to type next.
     """
     from pipeline.evaluation.model_cards import tell_cards
-    from pipeline.evaluation.run import evaluate_models, systems_of
+    from pipeline.evaluation.run import systems_of
     from pipeline.report.experiment import write_experiment_report
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.run import source_runs
 
-    evaluation = evaluate_models(recipe, systems_of(recipe))
+    evaluation = evaluate_where_it_is_quick(recipe, systems_of(recipe))
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")
     evaluation.save_phrases(output)

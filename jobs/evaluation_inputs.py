@@ -43,7 +43,7 @@ class EvaluationInputs:
         store = open_store(recipe.cache.url)
         told = {
             "version": version("ldznet"),
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "evaluate": recipe.evaluate.model_dump(mode="json", exclude={"device"}),
             "validate_on": recipe.validate_on,
             "systems": [
                 [

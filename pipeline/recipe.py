@@ -119,6 +119,9 @@ class EvaluateConfig(Config):
     protocols: tuple[Literal["clipseg", "original"], ...] = Field(default=("clipseg",), min_length=1)
     standard_threshold: float | Literal["val"] = "val"  # of mean IoU, overall IoU, Pr@; without a val set 0.5
     batch_size: int = Field(default=16, ge=1)
+    # auto: on a GPU of the Ray cluster, where the job's own process has none and the cluster has any now; gpu: waited
+    # for; here: in the job's process.
+    device: Literal["auto", "gpu", "here"] = "auto"
     examples: int = Field(default=12, ge=0)  # phrases kept as pictures, a set
     bootstrap: int = Field(default=1000, ge=0)
 

@@ -121,14 +121,7 @@ def evaluate_models(recipe: Recipe, systems: Sequence[SystemConfig]) -> Evaluati
         raise UserError(
             f"nothing to evaluate: {recipe.output_folder}/models is empty, and evaluate.models names none"
         )
-    tracking_uri = store_uri(recipe.tracking, Path(recipe.output_folder))
-    located = [locate_system(system, tracking_uri=tracking_uri) for system in systems]
-    names = [one.name for one in located]
-    if len(set(names)) < len(names):
-        twice = max(names, key=names.count)
-        raise UserError(
-            f"evaluate.models: two are called {twice!r}: give one a name, {{source: FOLDER, name: NAME}}"
-        )
+    located = locate_systems(recipe, systems)
     store = open_store(recipe.cache.url)
     sets = recipe.evaluate.sets or tuple(name for name in recipe.sets if name != recipe.train_on)
     manifests = {name: required_manifest(store, recipe, name) for name in sets}
@@ -139,6 +132,23 @@ def evaluate_models(recipe: Recipe, systems: Sequence[SystemConfig]) -> Evaluati
     for one in located:
         scoring.score(one, manifests, evaluation)
     return evaluation
+
+
+def locate_systems(recipe: Recipe, systems: Sequence[SystemConfig]) -> list[LocatedSystem]:
+    """Find systems, each under a name of its own.
+
+    Raises:
+        UserError: one is not there, or nothing that can be scored, or two have one name.
+    """
+    tracking_uri = store_uri(recipe.tracking, Path(recipe.output_folder))
+    located = [locate_system(system, tracking_uri=tracking_uri) for system in systems]
+    names = [one.name for one in located]
+    if len(set(names)) < len(names):
+        twice = max(names, key=names.count)
+        raise UserError(
+            f"evaluate.models: two are called {twice!r}: give one a name, {{source: FOLDER, name: NAME}}"
+        )
+    return located
 
 
 def systems_of(recipe: Recipe) -> tuple[SystemConfig, ...]:

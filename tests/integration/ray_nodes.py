@@ -107,13 +107,20 @@ class RayNodes:
     ) -> Node:
         """The first node, or the first one again after all were killed."""
         assert not self.nodes
-        words = ["--head", f"--dashboard-host={LOOPBACK}", f"--temp-dir={self._sessions}/{self._count}"]
+        words = [
+            "--head",
+            "--num-gpus=0",
+            f"--dashboard-host={LOOPBACK}",
+            f"--temp-dir={self._sessions}/{self._count}",
+        ]
         words += [f"--include-dashboard={str(dashboard).lower()}"]
         return self._start(words, _HEAD_PORTS, cpus=cpus, resources=resources)
 
-    def add_node(self, *, cpus: int, resources: Mapping[str, float] | None = None) -> Node:
-        """One node more."""
-        return self._start([f"--address={self.address}"], (), cpus=cpus, resources=resources)
+    def add_node(self, *, cpus: int, gpus: int = 0, resources: Mapping[str, float] | None = None) -> Node:
+        """One node more; `gpus` are so by name only."""
+        return self._start(
+            [f"--address={self.address}", f"--num-gpus={gpus}"], (), cpus=cpus, resources=resources
+        )
 
     def kill(self, node: Node) -> None:
         """SIGKILL for the node's raylet first, then for its workers and all else that it has."""
@@ -193,7 +200,7 @@ class RayNodes:
         self._ports |= set(ports.values())
         log = self._folder / f"{name}.log"
         command = [*ray_command("start", "--block", "--disable-usage-stats"), *words]
-        command += [f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}", "--num-gpus=0"]
+        command += [f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"]
         command += [f"--object-store-memory={80 << 20}", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--resources={json.dumps(dict(resources or {}))}"]
         command += [f"--{name}={port}" for name, port in ports.items()]
