@@ -176,7 +176,10 @@ class Recipe(Config):
                 raise ValueError(
                     f"{key} names {unknown[0]!r}, but sets has only {', '.join(sorted(self.sets))}"
                 )
-        self._choose_by_what_is_neither_trained_nor_tested_on()
+        if self.validate_on is not None and self.sets[self.validate_on].split == "test":
+            raise ValueError(
+                f"validate_on={self.validate_on} is of the test split, which only measures: name a set of val, or null"
+            )
         missing = sorted(set(self.network.blocks) - set(self.features.blocks))
         if self.network.kind == "ldznet" and missing:
             raise ValueError(f"network.blocks fuses block {missing[0]}, which features.blocks does not cache")
@@ -191,20 +194,6 @@ class Recipe(Config):
                 f"sets.{self.train_on}.timesteps.grid has so many draws and no more: set train.online_draws=cycle"
             )
         return self
-
-    def _choose_by_what_is_neither_trained_nor_tested_on(self) -> None:
-        """The best weights, the threshold and an early stop follow `validate_on`: it must not flatter a result."""
-        chosen = None if self.validate_on is None else self.sets[self.validate_on]
-        if chosen is None:
-            return
-        if self.validate_on == self.train_on:
-            raise ValueError(
-                f"validate_on={self.validate_on} is what it trains on: name a set of the val split, or null"
-            )
-        if chosen.split == "test":
-            raise ValueError(
-                f"validate_on={self.validate_on} is of the test split, which only measures: name a set of val, or null"
-            )
 
     @property
     def output_folder(self) -> str:

@@ -147,6 +147,13 @@ def test_no_features_yet(
     assert "run `ldznet precompute`" in line
 
 
+def test_weights_chosen_by_what_they_were_trained_on(
+    refused: Callable[..., str], small_recipe: Callable[..., Path]
+) -> None:
+    line = refused("train", small_recipe(), "validate_on=train")
+    assert line == "ldznet: validate_on=train is what it trains on: name a set of the val split, or null"
+
+
 def test_nothing_to_evaluate(refused: Callable[..., str], small_recipe: Callable[..., Path]) -> None:
     assert "nothing to evaluate" in refused("evaluate", small_recipe())
 

@@ -57,7 +57,6 @@ def test_resolved_recipe_reads_back_as_itself(recipe_path: Path) -> None:
         (["sets.val.prompts=[a photo]"], "must hold {} exactly once"),
         (["network.blocks=[5]"], "fuses block 5"),
         (["network.kind=rgbnet"], "features.keep_images"),
-        (["validate_on=train"], "validate_on=train is what it trains on: name a set of the val split, or null"),
         (["sets.val.split=test"], "validate_on=val is of the test split, which only measures"),
         (["evaluate.sets=[tset]"], "evaluate.sets names 'tset'"),
         (["steps"], "is no override"),
