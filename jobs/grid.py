@@ -78,7 +78,7 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
         )
         for cell in found:
             grid.adopt(cell, tracker)
-        failures = _train_cells(missing, parent_run_id=tracker.run_id) if missing else {}
+        failures = _train_cells(missing, parent_run_id=tracker.known_run_id) if missing else {}
         comparison = compare(experiment, grid.results(failures, test=test))
         grid.report(comparison, tracker)
         if failures:

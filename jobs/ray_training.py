@@ -33,6 +33,7 @@ def train_on_ray(
             "model_url": run.model_url,
             "checkpoints_url": run.checkpoints_url,
             "run_id": record.run_id,
+            "metrics_owner": run.metrics_owner,
         }
         run_ranks(
             _rank,
@@ -60,5 +61,6 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
         checkpoints=CheckpointStore(store, keep=recipe.train.keep_checkpoints),
         model_url=config["model_url"],
         run_id=config["run_id"],
+        metrics_owner=config["metrics_owner"],
     )
     return asdict(outcome)

@@ -75,11 +75,14 @@ class GridRun:
             if store.stat(RUN_RECORD) is not None:
                 before = json.loads(store.get(RUN_RECORD)).get("run_id")
             axes = self._axes()
-            run_id = tracker.start(
-                job="grid", run_id=before, recipe=_common(recipe, axes), tags={"grid": self.name}
+            tracker.start(
+                job="grid",
+                run_id=before,
+                recipe=_common(recipe, axes),
+                tags={"grid": self.name},
+                owner=self.name,
+                on_created=lambda run_id: store.put(RUN_RECORD, json.dumps({"run_id": run_id}).encode()),
             )
-            if run_id is not None and before is None:
-                store.put(RUN_RECORD, json.dumps({"run_id": run_id}).encode())
             self.training(self.experiment.cells[0]).log_input(tracker)
             tracker.log_text(json.dumps(axes, indent=1) + "\n", "grid.json")
             yield tracker

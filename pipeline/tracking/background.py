@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipeline.tracking.config import TrackingConfig
-from pipeline.tracking.spool import MetricPoint, MetricSpool
+from pipeline.tracking.spool import MetricPoint
 from pipeline.tracking.tracker import Status, Tracker
 
 if TYPE_CHECKING:
@@ -29,18 +29,16 @@ class BackgroundTracker(Tracker):
 
     A metric is in a file before `log_metrics` returns, so a killed process loses none: the next one that takes up the
     run on this machine delivers what is left, and nothing twice. The same file bridges the time that MLflow is slow or
-    away. Without a run (MLflow was away when the training began) all metrics stay in the file; who makes the run later,
-    on this machine, delivers them.
+    away. Without a run (MLflow was away when the training began) all metrics stay in the owner's file; who makes the
+    owner's run later, on this machine, delivers them. A disk that is full loses metrics, and ends nothing.
     """
 
     def __init__(self, config: TrackingConfig, *, folder: Path) -> None:
         super().__init__(config, folder=folder)
         self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._journal = MetricSpool(folder / "metrics-journal.jsonl")
-        self._writing = threading.Lock()  # held while the journal is written, or handed over
         self._runless = False
-        self._left_out = self._lost = 0
+        self._left_out = 0
         self._error: BaseException | None = None
 
     def start(
@@ -52,15 +50,18 @@ class BackgroundTracker(Tracker):
         tags: Mapping[str, str] | None = None,
         sources: Mapping[str, str | None] | None = None,
         parent_run_id: str | None = None,
+        owner: str | None = None,
+        on_created: Callable[[str], None] | None = None,
     ) -> str | None:
         """Go on with the run `run_id`; see `Tracker.start`. Without one, metrics are kept in the folder alone."""
         if not self._config.enabled:
             return None
+        assert run_id or owner, "metrics of nothing in particular would mix with those of others"
         self._runless = run_id is None
-        self._journal = MetricSpool(self._folder / f"metrics-journal-{run_id or 'waiting'}.jsonl")
+        self._waiting.name_after(owner or run_id)
         if not self._runless:
             begin = partial(super().start, job=job, run_id=run_id, recipe=recipe, tags=tags, sources=sources)
-            self._calls.put(partial(begin, parent_run_id=parent_run_id))
+            self._calls.put(partial(begin, parent_run_id=parent_run_id, owner=owner, on_created=on_created))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
         return run_id
@@ -75,12 +76,7 @@ class BackgroundTracker(Tracker):
             MetricPoint(key=key, value=float(value), step=step, timestamp=now)
             for key, value in metrics.items()
         ]
-        try:
-            with self._writing:
-                self._journal.append(points)
-        except OSError as error:  # no reason to end a training
-            log.log(logging.DEBUG if self._lost else logging.WARNING, "metrics are lost: %s", error)
-            self._lost += len(points)
+        self._waiting.write(points)
 
     def log_pictures(self, name: str, picture: "Image | Path | bytes", *, step: int | None = None) -> None:
         """Log a picture. One that MLflow cannot take now is lost."""
@@ -93,19 +89,19 @@ class BackgroundTracker(Tracker):
             self._left_out += 1
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Wait for the thread, deliver what is left or leave it in the spool, and end the run."""
+        """Wait for the thread, deliver what is left or leave it in the spool, end the run, and say what is lost."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
         self._calls.put(None)
         thread.join()
-        self._hand_over()
         if self._left_out:
             log.warning("MLflow was too slow for %d pictures: they are lost", self._left_out)
-        if not self._runless:
+        if self._runless:
+            self._waiting.gather()
+            self._waiting.report("MLflow was away")
+        else:
             super().finish(status)
-        elif left := len(self._spool):
-            log.warning("MLflow was away: %d metric values wait in %s", left, self._spool.path)
         self._raise_error()
 
     def _work(self) -> None:
@@ -125,13 +121,10 @@ class BackgroundTracker(Tracker):
             self._error = error
 
     def _send(self) -> None:
-        self._hand_over()
-        if not self._runless:
-            self.flush()
-
-    def _hand_over(self) -> None:
-        with self._writing:
-            self._journal.hand_over(self._spool)
+        if self._runless:
+            self._waiting.gather()
+        else:
+            self._send_all()
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,9 +28,14 @@ class MetricSpool:
         self.path = path
 
     @classmethod
-    def of_run(cls, folder: Path, run_id: str | None = None) -> "MetricSpool":
-        """The run's own file in a folder that several runs may share; `metrics-spool.jsonl` while it has no id."""
-        return cls(folder / (f"metrics-spool-{run_id}.jsonl" if run_id else "metrics-spool.jsonl"))
+    def of(cls, folder: Path, owner: str | None) -> "MetricSpool":
+        """The owner's file in a folder that several share; `metrics-spool.jsonl` for what has no name yet."""
+        return cls(folder / (f"metrics-spool-{owner}.jsonl" if owner else "metrics-spool.jsonl"))
+
+    @classmethod
+    def journal_of(cls, folder: Path, owner: str | None) -> "MetricSpool":
+        """The owner's other file, in which points are before they get into the spool."""
+        return cls(folder / (f"metrics-journal-{owner}.jsonl" if owner else "metrics-journal.jsonl"))
 
     def __len__(self) -> int:
         return len(self.read())
@@ -46,20 +53,34 @@ class MetricSpool:
         return points
 
     def append(self, points: Iterable[MetricPoint]) -> None:
-        """Keep points."""
+        """Keep points: all of them, or none and an `OSError`, as on a full disk."""
+        lines = "".join(json.dumps(asdict(point)) + "\n" for point in points).encode()
+        if not lines:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(point)) + "\n" for point in points)
+        # Unbuffered: what the disk did not take must not follow when the file is closed.
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            end = os.fstat(descriptor).st_size
+            # A line that a crash cut short must not swallow the next one.
+            broken = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
+            _write_all(descriptor, b"\n" + lines if broken else lines, end=end)
+        finally:
+            os.close(descriptor)
 
     def clear(self) -> None:
         """Forget all points: they were delivered."""
         self.path.unlink(missing_ok=True)
 
     def hand_over(self, other: "MetricSpool") -> "MetricSpool":
-        """Move all points to another spool, which is given back."""
-        if self.path.is_file():
+        """Move all points to another spool, which is given back. Into an empty one they go on a full disk too."""
+        if not self.path.is_file():
+            return other
+        if other.path.exists():
             other.append(self.read())
             self.clear()
+        else:
+            self.path.replace(other.path)
         return other
 
     def set_aside(self) -> None:
@@ -68,3 +89,15 @@ class MetricSpool:
             kept = self.path.with_name(f"{self.path.stem}-{int(self.path.stat().st_mtime)}{self.path.suffix}")
             self.path.replace(kept)
             log.warning("metrics that an earlier run could not deliver are kept in %s", kept)
+
+
+def _write_all(descriptor: int, content: bytes, *, end: int) -> None:
+    """Append, or leave the file as long as it was."""
+    left = content
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        with suppress(OSError):  # then `read` leaves out the line that was cut
+            os.ftruncate(descriptor, end)
+        raise

@@ -16,11 +16,14 @@ import yaml
 from pydantic import BaseModel
 
 from pipeline.tracking.client import open_client, tracking_failures
-from pipeline.tracking.config import SUBMISSION, TrackingConfig, artifact_location, store_uri
+from pipeline.tracking.config import SUBMISSION, TrackingConfig, store_uri
+from pipeline.tracking.delivery import MetricDelivery
+from pipeline.tracking.experiment import experiment_id
 from pipeline.tracking.params import leaves
 from pipeline.tracking.params import log_params as log_params_of
 from pipeline.tracking.redaction import REDACTED, redacted, redacted_file, redacted_text
-from pipeline.tracking.spool import MetricPoint, MetricSpool
+from pipeline.tracking.spool import MetricPoint
+from pipeline.tracking.waiting_points import WaitingPoints
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,19 +39,17 @@ T = TypeVar("T")
 _RETRY_SECONDS = 60.0
 _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # else the page takes us for prompts
-# MLflow's own limits
-_POINTS_A_REQUEST = 1000
-_DIGEST_CHARACTERS = 36
+_DIGEST_CHARACTERS = 36  # MLflow's own limit
 
 
 class Tracker:
     """One MLflow run, written through `MlflowClient` (the fluent functions are bound to a thread).
 
     MLflow away, failing or not installed: one warning, everything goes on, metrics are kept in
-    `metrics-spool-RUN.jsonl` in the run folder (`metrics-spool.jsonl` while the run has no id) and delivered when it
-    is back (looked for once a minute, and at `finish`) or when the same run is started again. Pictures and artifacts
-    of that time stay where they lie.
+    `metrics-spool-OWNER.jsonl` in the run folder and delivered when it is back (looked for once a minute, and at
+    `finish`) or when the same owner is started again, even if it had no run before. A run without an owner is its own
+    (`metrics-spool-RUN.jsonl`; `metrics-spool.jsonl` while it has no id). Pictures and artifacts of that time stay
+    where they lie. A full disk ends nothing: metrics that find no room are lost, and `finish` tells how many.
 
     Secrets are taken out of whatever is logged (see `pipeline.tracking.redaction`).
 
@@ -60,11 +61,13 @@ class Tracker:
     def __init__(self, config: TrackingConfig, *, folder: Path) -> None:
         self._config = config
         self._uri = store_uri(config, folder)
-        self._folder = folder
-        self._spool = MetricSpool.of_run(folder)
+        self._waiting = WaitingPoints(folder)
+        self._delivery = MetricDelivery(once=False)
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._wanted_run: str | None = None
+        self._owner: str | None = None
+        self._on_created: Callable[[str], None] | None = None
         self._tags: dict[str, str] = {}
         self._params: dict[str, str] = {}
         self._recipe: str | None = None
@@ -74,7 +77,6 @@ class Tracker:
         self._retry_at = 0.0
         self._warned = False
         self._open = False
-        self._last_steps: dict[str, int] | None = None  # of a run that was taken up again
         self._monitor: Any = None
 
     def __enter__(self) -> Self:
@@ -90,6 +92,11 @@ class Tracker:
     def run_id(self) -> str | None:
         """The run's id in MLflow; None where tracking is off or MLflow is away since the start."""
         return self._run_id
+
+    @property
+    def known_run_id(self) -> str | None:
+        """The id of the run that is written to, or will be once MLflow is back; None where there is none yet."""
+        return self._wanted_run if self._config.enabled else None
 
     @property
     def uri(self) -> str:
@@ -125,6 +132,8 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         sources: Mapping[str, str | None] | None = None,
         parent_run_id: str | None = None,
+        owner: str | None = None,
+        on_created: Callable[[str], None] | None = None,
     ) -> str | None:
         """Begin a run, or go on with one.
 
@@ -136,6 +145,10 @@ class Tracker:
             tags: Such as the cache key and the manifest.
             sources: Job name -> id of the run that made this run's input; None entries are left out.
             parent_run_id: The run under which MLflow shows this one.
+            owner: What the run is of, where that may be started again: it names the files in which metrics wait, and
+                what a killed process left there goes into the run of the next one.
+            on_created: Called with the id of a new run as soon as it exists, which is later where MLflow is away. An
+                `OSError` is reported, and it is called again.
 
         Returns:
             The run's id, None where there is none (yet).
@@ -151,12 +164,12 @@ class Tracker:
             self._tags["mlflow.parentRunId"] = parent_run_id
         if submission := os.environ.get(SUBMISSION):
             self._tags["ray.submission_id"] = submission
-        self._wanted_run = run_id
+        self._wanted_run, self._owner = run_id, owner
+        self._on_created = on_created if run_id is None else None
         self._open = True
-        if run_id is None:
-            self._spool.set_aside()
-        else:
-            self._spool = MetricSpool.of_run(self._folder, run_id)
+        self._waiting.name_after(owner or run_id)
+        if owner is None and run_id is None:
+            self._waiting.set_aside()
         self._attempt("starting the run", lambda *_: None)
         if recipe is not None and self.run_url:  # by the driver, not by each rank
             log.info("MLflow run: %s", self.run_url)
@@ -178,14 +191,9 @@ class Tracker:
     def flush(self) -> None:
         """Deliver what `log_metrics` holds back, or keep it in the spool."""
         self._flushed_at = time.monotonic()
-        if not self._config.enabled or (not self._buffer and not self._spool.path.exists()):
+        if not self._config.enabled:
             return
-        # Into the spool first where one exists, so that order is kept.
-        waiting = self._spool.read() + self._buffer
-        if self._attempt("logging metrics", lambda client, run: self._deliver(client, run, waiting)) is None:
-            self._spool.append(self._buffer)
-        else:
-            self._spool.clear()
+        self._waiting.send(self._buffer, self._deliver)
         self._buffer = []
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -252,7 +260,7 @@ class Tracker:
             self.log_artifact(file, folder=place or None)
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Deliver what waits and end the run. Nothing happens where none was started."""
+        """Deliver what waits, end the run, and say what is kept or lost. Nothing happens where none was started."""
         if not self._config.enabled or not self._open:
             return
         self._open = False
@@ -260,12 +268,10 @@ class Tracker:
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-        self.flush()
+        self._send_all()
         self._retry_at = 0.0
         self._attempt("ending the run", lambda client, run: client.set_terminated(run, status))
-        left = len(self._spool)
-        if left:
-            log.warning("MLflow was away to the end: %d metric values are kept in %s", left, self._spool.path)
+        self._waiting.report("MLflow was away to the end")
         self._client = None
 
     def use(self, what: str, action: Callable[["MlflowClient", str], T]) -> T | None:
@@ -275,6 +281,7 @@ class Tracker:
     def _attempt(self, what: str, action: Callable[["MlflowClient", str], T]) -> T | None:
         if not self._config.enabled or time.monotonic() < self._retry_at:
             return None
+        self._tell_created()
         try:
             if self._client is None:
                 self._client = open_client(self._uri)
@@ -293,84 +300,63 @@ class Tracker:
         return result
 
     def _begin(self, client: "MlflowClient") -> str:
-        self._experiment_id = self._experiment(client)
-        if self._wanted_run is not None:
-            run_id = self._wanted_run
-            self._experiment_id = client.get_run(run_id).info.experiment_id
-            client.update_run(run_id, status="RUNNING")
-            for key, value in self._tags.items():
-                client.set_tag(run_id, key, value)
-            self._last_steps = {}
-        else:
-            name = self._config.run_name
-            run_id = client.create_run(self._experiment_id, tags=self._tags, run_name=name).info.run_id
-            # From here on the run exists: a failure below must not make another one.
-            self._wanted_run = run_id
-            self._spool = self._spool.hand_over(MetricSpool.of_run(self._folder, run_id))
+        self._experiment_id = experiment_id(client, self._config, self._uri)
+        wanted = self._wanted_run
+        run_id = self._create(client) if wanted is None else self._take_up(client, wanted)
+        # An owner's files may hold steps that an earlier process has logged, and a later one again.
+        self._delivery = MetricDelivery(once=wanted is not None or self._owner is not None)
         log_params_of(client, run_id, self._params)
         if self._recipe is not None:
             client.log_text(run_id, self._recipe, "recipe.yaml")
         self._run_id = run_id
         if self._config.system_metrics:
-            self._watch_system(run_id)
+            self._watch_system(run_id, resumed=wanted is not None)
         return run_id
 
-    def _experiment(self, client: "MlflowClient") -> str:
-        from mlflow.exceptions import MlflowException
+    def _take_up(self, client: "MlflowClient", run_id: str) -> str:
+        self._experiment_id = client.get_run(run_id).info.experiment_id
+        client.update_run(run_id, status="RUNNING")
+        for key, value in self._tags.items():
+            client.set_tag(run_id, key, value)
+        return run_id
 
-        name = self._config.experiment
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return client.create_experiment(
-                    name,
-                    artifact_location=artifact_location(self._config, self._uri),
-                    tags=_EXPERIMENT_TAGS,
-                )
-            except MlflowException:
-                found = client.get_experiment_by_name(name)  # another job was first
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            raise MlflowException(f"the experiment {name!r} was deleted: restore it or choose another name")
-        return found.experiment_id
+    def _create(self, client: "MlflowClient") -> str:
+        name = self._config.run_name
+        run_id: str = client.create_run(self._experiment_id, tags=self._tags, run_name=name).info.run_id
+        # From here on the run exists: a failure below must not make another one.
+        self._wanted_run = run_id
+        self._tell_created()
+        if self._owner is None:
+            self._waiting.hand_over(run_id)
+        return run_id
 
-    def _watch_system(self, run_id: str) -> None:
+    def _tell_created(self) -> None:
+        """Hand a new run's id to whom it is to be known. What then fails is no fault of MLflow's."""
+        if self._on_created is None or self._wanted_run is None:
+            return
+        try:
+            self._on_created(self._wanted_run)
+        except OSError as error:
+            log.warning("MLflow run %s could not be recorded yet: %s", self._wanted_run, error)
+        else:
+            self._on_created = None
+
+    def _watch_system(self, run_id: str, *, resumed: bool) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        self._monitor = SystemMetricsMonitor(
-            run_id, resume_logging=self._last_steps is not None, tracking_uri=self._uri
-        )
+        self._monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=self._uri)
         self._monitor.start()
 
-    def _deliver(self, client: "MlflowClient", run_id: str, points: list[MetricPoint]) -> int:
-        from mlflow.entities import Metric
+    def _send_all(self) -> None:
+        """Deliver what is in the journal too: its writer is this process, or has ended."""
+        gathered = self._waiting.gather()
+        self.flush()
+        if not gathered and self._waiting.gather():  # what was sent has made room
+            self.flush()
 
-        fresh, last_steps = self._new_ones(client, run_id, points)
-        for start in range(0, len(fresh), _POINTS_A_REQUEST):
-            part = fresh[start : start + _POINTS_A_REQUEST]
-            client.log_batch(
-                run_id,
-                metrics=[Metric(point.key, point.value, point.timestamp, point.step) for point in part],
-            )
-        self._last_steps = last_steps
-        return len(fresh)
-
-    def _new_ones(
-        self, client: "MlflowClient", run_id: str, points: list[MetricPoint]
-    ) -> tuple[list[MetricPoint], dict[str, int] | None]:
-        """Without the steps that a run taken up again has already, or has among these; and each metric's last step."""
-        if self._last_steps is None:
-            return points, None
-        fresh, last = [], dict(self._last_steps)
-        for point in points:
-            if point.key not in last:
-                history = client.get_metric_history(run_id, point.key)
-                last[point.key] = max((metric.step for metric in history), default=-1)
-            if point.step > last[point.key]:
-                last[point.key] = point.step
-                fresh.append(point)
-        return fresh, last
+    def _deliver(self, points: list[MetricPoint]) -> bool:
+        sent = self._attempt("logging metrics", lambda client, run: self._delivery.send(client, run, points))
+        return sent is not None
 
 
 def _opened(picture: "Image | Path | bytes") -> "Image":

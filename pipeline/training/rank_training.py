@@ -65,7 +65,7 @@ def training_identity(recipe: Recipe) -> str:
 
 
 def train_on_this_rank(
-    recipe: Recipe, *, checkpoints: CheckpointStore, model_url: str, run_id: str | None
+    recipe: Recipe, *, checkpoints: CheckpointStore, model_url: str, run_id: str | None, metrics_owner: str
 ) -> TrainOutcome:
     """Train on this rank's share of the samples. Every rank calls it with equal arguments.
 
@@ -74,6 +74,7 @@ def train_on_this_rank(
         checkpoints: where checkpoints go and come from.
         model_url: store folder for the best model.
         run_id: the MLflow run to log to, from rank 0.
+        metrics_owner: names the files in which metrics wait for MLflow, as the driver knows them.
 
     Raises:
         UserError: there is no cache for the recipe yet and features are not to be computed online, the network does
@@ -95,7 +96,7 @@ def train_on_this_rank(
         )
         with BackgroundTracker(recipe.tracking, folder=Path(recipe.output_folder)) as tracker:
             if ranks.rank() == 0:
-                tracker.start(job="train", run_id=run_id)
+                tracker.start(job="train", run_id=run_id, owner=metrics_owner)
             validator = None
             if recipe.validate_on is not None:
                 loader = make_validation_source(recipe, recipe.validate_on, store=store, online=online)

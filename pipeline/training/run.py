@@ -1,5 +1,6 @@
 """A training as a whole, seen from its driver: its name, its places, and its record in MLflow."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,8 +54,8 @@ class RunRecord:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id; None where tracking is off or away."""
-        return self.tracker.run_id
+        """The run's id; None where tracking is off, or away since before the training had a run."""
+        return self.tracker.known_run_id
 
     @property
     def run_url(self) -> str | None:
@@ -83,13 +84,20 @@ class TrainingRun:
         self.checkpoints_url = f"{self.storage}/{self.name}/checkpoints"
         self.registered_name = f"{recipe.name}-{recipe.network.label}"
         self.folder = Path(recipe.output_folder) / "models" / (label or recipe.network.label)
+        # Equal recipes whose trainings go to other storages are other trainings, even from one output folder.
+        self.metrics_owner = f"{self.name}-{hashlib.sha256(self.storage.encode()).hexdigest()[:8]}"
 
     def check(self) -> None:
         """Look for the user's mistakes before anything starts.
 
         Raises:
-            UserError: a set that the training needs was not precomputed.
+            UserError: a set that the training needs was not precomputed, or the best weights would be chosen by what
+                they were trained on.
         """
+        if self._recipe.validate_on == self._recipe.train_on:
+            raise UserError(
+                f"validate_on={self._recipe.validate_on} is what it trains on: name a set of the val split, or null"
+            )
         for name, manifest in self._manifests().items():
             if not manifest.samples:
                 raise UserError(f"the set {name!r} holds no samples: all of them were left out")
@@ -152,16 +160,16 @@ class TrainingRun:
         with Tracker(quiet, folder=Path(recipe.output_folder)) as tracker:
             before = _read_run_id(store.get(RUN_RECORD)) if store.stat(RUN_RECORD) else None
             manifest, source = self._input()
-            run_id = tracker.start(
+            tracker.start(
                 job="train",
                 run_id=before,
                 recipe=recipe,
                 tags={"training": self.name, **_origin(recipe, manifest)},
                 sources={"precompute": source},
                 parent_run_id=parent_run_id,
+                owner=self.metrics_owner,
+                on_created=lambda run_id: store.put(RUN_RECORD, json.dumps({"run_id": run_id}).encode()),
             )
-            if run_id is not None and before is None:
-                store.put(RUN_RECORD, json.dumps({"run_id": run_id}).encode())
             self.log_input(tracker)
             yield RunRecord(tracker=tracker, registered_name=self.registered_name)
 

@@ -121,11 +121,12 @@ def run(
     *,
     calls: dict[int, Callable[[], None]] | None = None,
     steps: int = STEPS,
+    owner: str | None = None,
 ) -> None:
     """What rank 0 does, from the last checkpoint on."""
     config = TrainConfig(engine="ddp", steps=steps, batch_size=4, lr=1e-2, checkpoint_every=10)
     with ranks.process_group(), BackgroundTracker(QUIET, folder=folder) as tracking:
-        tracking.start(job="train", run_id=run_id)
+        tracking.start(job="train", run_id=run_id, owner=owner)
         engine = DDPEngine(ToyNetwork(), forward=forward, loss=loss, config=config)
         train(
             engine=engine,
@@ -223,8 +224,8 @@ def test_a_server_gone_from_the_start_gets_all_when_it_is_back(
 ) -> None:
     weather.word = "reset"
     driver = Tracker(QUIET, folder=tmp_path)
-    assert driver.start(job="train") is None
-    run(tmp_path, None)
+    assert driver.start(job="train", owner="toy") is None
+    run(tmp_path, None, owner="toy")
     weather.let_go()
     driver.finish()
     assert driver.run_id is not None
@@ -253,6 +254,39 @@ def test_a_killed_rank_loses_no_metric_and_logs_none_twice(
     run(tmp_path, run_id)
     assert_whole(server, run_id)
     assert waiting(tmp_path) == []
+    assert not list(tmp_path.glob("metrics-*")), "nothing waits"
+
+
+KILLED_WITHOUT_A_RUN = """
+import os, sys, signal
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fault import test_training_tracking as own
+folder = Path(sys.argv[2])
+driver = own.Tracker(own.QUIET, folder=folder)
+assert driver.start(job="train", owner="toy") is None
+calls = {int(sys.argv[3]): lambda: os.kill(os.getpid(), signal.SIGKILL)}
+own.run(folder, None, calls=calls, owner="toy")
+"""
+
+
+def test_a_driver_killed_before_there_was_a_run_loses_no_metric_and_makes_one_run(
+    server: MlflowServer, weather: Weather, tmp_path: Path
+) -> None:
+    tests, made = str(Path(__file__).parents[1]), list[str]()
+    weather.word = "reset"
+    for step in (4, 17):  # before a checkpoint, and after one: 11 to 16 are replayed
+        code = [sys.executable, "-c", KILLED_WITHOUT_A_RUN, tests, str(tmp_path), str(step)]
+        done = subprocess.run(code, check=False, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == -signal.SIGKILL
+    assert {point.step for point in waiting(tmp_path)} == set(range(1, 17))
+    weather.let_go()
+    driver = Tracker(QUIET, folder=tmp_path)
+    run_id = driver.start(job="train", owner="toy", on_created=made.append)
+    run(tmp_path, run_id, owner="toy")
+    driver.finish()
+    assert made == [run_id]
+    assert_whole(server, made[0])
     assert not list(tmp_path.glob("metrics-*")), "nothing waits"
 
 

@@ -87,6 +87,7 @@ def train_here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 checkpoints=CheckpointStore(open_store(tmp_path / name), keep=9),
                 model_url=str(tmp_path / f"{name}-model"),
                 run_id=None,
+                metrics_owner="training",
             )
         if killed_after:
             return trained

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -138,6 +139,20 @@ def test_it_answers_without_the_checkout(tmp_path: Path, model_folder: Path, reg
         for row, mask in zip(rows, masks, strict=True):
             assert np.array_equal(mask_of(row), mask)
             assert row["area"] == pytest.approx(mask.mean())
+
+
+def test_it_tells_what_it_takes_and_gives_by_signature_and_example(registry: Tracker) -> None:
+    mlflow.set_tracking_uri(registry.uri)
+    loaded = mlflow.pyfunc.load_model("models:/segmenter@best")
+    signature = loaded.metadata.signature
+    assert signature.inputs.input_names() == ["image", "phrase"]
+    assert signature.outputs.input_names() == ["mask_png", "area"]
+    example = loaded.input_example
+    assert list(example.columns) == ["image", "phrase"]
+    answer = loaded.predict(example)
+    assert list(answer.columns) == ["mask_png", "area"]
+    assert len(answer) == len(example)
+    assert mask_of(answer.to_dict("records")[0]).ndim == 2
 
 
 class ScoringServer(LoopbackServer):

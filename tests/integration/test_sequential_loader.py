@@ -72,6 +72,12 @@ def test_every_rank_gets_as_many_batches_of_the_epochs_draw(made: tuple[ObjectSt
     assert not set(seen[0]) & set(seen[1])  # each rank has shards of its own
 
 
+def test_processes_of_a_rank_share_its_shards(made: tuple[ObjectStore, Manifest]) -> None:
+    batches = read(loader(made, processes=3), Position())
+    keys = Counter(key for batch in batches for key in batch.keys)
+    assert set(keys.values()) == {1}  # were a shard read by two of them, its samples would come twice
+
+
 def test_an_epoch_repeats_and_another_differs_and_the_middle_is_found_again(
     made: tuple[ObjectStore, Manifest],
 ) -> None:

@@ -94,6 +94,30 @@ def visible(folder: Path) -> list[int]:
     return sorted(int(name.split("-")[1]) for name in parts)
 
 
+def test_training_goes_on_while_a_checkpoint_is_uploaded(tmp_path: Path) -> None:
+    trained_on = threading.Event()
+
+    class Slow(CheckpointStore):
+        def upload(self, folder: Path, name: str, *, rank: int) -> None:
+            if name.startswith("step-00000004") and not trained_on.wait(60):
+                raise OSError("no further batch was asked for meanwhile")
+            super().upload(folder, name, rank=rank)
+
+    class Told(ToySource):
+        def epoch(self, position: Position) -> Iterator[Batch]:
+            for number, batch in enumerate(super().epoch(position), position.batch):
+                if number == 6:  # two steps after the checkpoint
+                    trained_on.set()
+                yield batch
+
+    slow = Slow(open_store(tmp_path), keep=2)
+    outcome, _, _ = run(
+        toy_config(steps=8, checkpoint_every=4), Told(batch_size=4, rank=0, ranks=1), checkpoints=slow
+    )
+    assert outcome.steps == 8
+    assert visible(tmp_path) == [4, 8]
+
+
 class Breaks:
     """A source that fails before a batch, as a killed process does."""
 
