@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "action",
         choices=("start", "status", "stop", "credentials"),
-        help="credentials: make FOLDER/credentials.env for infra/compose.yaml, start nothing",
+        help="credentials: start nothing; write FOLDER/credentials.env (for nodes, jobs and people) and "
+        "FOLDER/servers.env (for the servers besides), as infra/compose.yaml and docs/cluster.md use them",
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/services"), help="data, logs, credentials (%(default)s)"
@@ -33,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--nodes", type=int, default=1, help="Ray nodes on this machine, to try a cluster (%(default)s)"
     )
-    parser.add_argument("--host", default=LOOPBACK, help="where they listen: loopback alone (%(default)s)")
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help="where they listen: loopback alone; credentials: where S3 server and MLflow are reached (%(default)s)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.nodes < 1:
         parser.error("--nodes: at least the head")
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "start": lambda folder: _start(folder, arguments.nodes, arguments.host),
         "status": _status,
         "stop": _stop,
-        "credentials": _credentials,
+        "credentials": lambda folder: _credentials(folder, arguments.host),
     }
     codes = [0]
     code = exit_code_of(lambda: codes.append(actions[arguments.action](arguments.folder.absolute())))
@@ -79,17 +84,20 @@ def _stop(folder: Path) -> int:
     return 0
 
 
-def _credentials(folder: Path) -> int:
+def _credentials(folder: Path, host: str) -> int:
     from ldznet.errors import UserError
-    from pipeline.services.credentials_file import new_compose_credentials, write_credentials
+    from pipeline.services.credentials_file import SERVERS_FILE, new_credentials, write_credentials
     from pipeline.services.keeper import CREDENTIALS
 
-    path = folder / CREDENTIALS
-    if path.exists():
-        raise UserError(f"{path} exists: services that run were given it; remove it when they are down")
+    made = new_credentials(host)
+    files = {folder / SERVERS_FILE: made.servers, folder / CREDENTIALS: made.clients}
+    for path in files:
+        if path.exists():
+            raise UserError(f"{path} exists: services that run were given it; remove it when they are down")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_credentials(path, new_compose_credentials(), comment="made by `ldznet services credentials`")
-    _say(f"wrote {path}, mode 600")
+    for path, variables in files.items():
+        write_credentials(path, variables, comment="made by `ldznet services credentials`")
+        _say(f"wrote {path}, mode 600")
     return 0
 
 

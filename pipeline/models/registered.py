@@ -209,7 +209,7 @@ def _model_folder(packed: Path, text: str) -> Path:
     try:
         described: dict[str, Any] = yaml.safe_load((packed / "MLmodel").read_text(encoding="utf-8"))
         inner = packed / described["flavors"]["python_function"]["artifacts"]["model"]["path"]
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UserError(f"{text} was not registered by this project: it holds no model folder") from error
     if not inner.resolve().is_relative_to(packed.resolve()) or not inner.is_dir():
         raise UserError(f"{text} was not registered by this project: it holds no model folder")

@@ -4,12 +4,17 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ldznet.errors import UserError
 from pipeline.services.mlflow_server import USER
+from pipeline.services.ports import LOOPBACK
 from pipeline.services.seaweedfs import REGION
 
+SERVERS_FILE = "servers.env"  # beside the file of credentials: what the servers alone are to know
+
+_HOST = re.compile(r"[A-Za-z0-9.-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]*")  # what a shell and an env_file read alike, without quotes
 
 
@@ -39,21 +44,48 @@ def read_credentials(path: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
-def new_compose_credentials() -> dict[str, str]:
-    """Fresh credentials for infra/compose.yaml, with the addresses that its services have on this machine."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """Of one installation.
+
+    Attributes:
+        clients: for Ray's nodes, the jobs on them and people.
+        servers: what S3 server and MLflow need besides, and nobody else.
+    """
+
+    clients: dict[str, str]
+    servers: dict[str, str]
+
+
+def new_credentials(host: str = LOOPBACK) -> Credentials:
+    """Fresh ones for S3 server, MLflow and Ray outside `ldznet services`, such as infra/compose.yaml.
+
+    Args:
+        host: where S3 server and MLflow are reached. Ray's dashboard is on the head's loopback address.
+
+    Raises:
+        UserError: that is no host.
+    """
+    if not _HOST.fullmatch(host):
+        raise UserError(f"--host {host}: give a name or an IPv4 address")
     password = secrets.token_urlsafe(30)
-    return {
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:8333",
+    clients = {
+        "AWS_ENDPOINT_URL": f"http://{host}:8333",
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10).upper(),
         "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
         "AWS_DEFAULT_REGION": REGION,
-        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+        "MLFLOW_TRACKING_URI": f"http://{host}:5000",
         "MLFLOW_TRACKING_USERNAME": USER,
         "MLFLOW_TRACKING_PASSWORD": password,
-        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8265",
+        "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:8265",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
+    servers = {
+        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        # Without it the S3 gateway's gRPC port takes new users from whoever asks.
+        "WEED_JWT_FILER_SIGNING_KEY": secrets.token_urlsafe(30),
+    }
+    return Credentials(clients=clients, servers=servers)

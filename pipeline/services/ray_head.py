@@ -36,7 +36,8 @@ class RayHead(LoopbackServer):
     """A Ray head with a token made for this run; see `LoopbackServer`.
 
     Whoever may submit a job runs what they like as the head's user: so the token. Its sessions lie in a folder of
-    their own in the temporary folder, as the sockets in them have paths of limited length, and go when it does.
+    their own in the temporary folder, as the sockets in them have paths of limited length, and go when it does. Each
+    node's have its number: the head is the first.
     """
 
     name = "ray"
@@ -126,7 +127,7 @@ class RayHead(LoopbackServer):
             "--min-worker-port=0",
             "--max-worker-port=0",
             f"--object-store-memory={_OBJECT_STORE_BYTES}",
-            f"--temp-dir={self._sessions}",
+            f"--temp-dir={self._sessions / '1'}",  # Ray opens this one to all; the folder around it is ours alone
             *([f"--num-cpus={self._cpus}"] if self._cpus else []),
             *(f"--{name}={port}" for name, port in self._ports.items()),
         )

@@ -156,7 +156,7 @@ class SeaweedFS:
 
     def __enter__(self) -> Self:
         program = weed_program()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in range(TRIES):
             if self._start(program):
                 log.info("SeaweedFS runs at %s, data and log in %s", self.endpoint, self.folder)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long  # `make test-cluster`
 CHECKOUT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 PATIENCE_S = 180
-LARGEST_UPLOAD_MB = 8  # the checkout's own files, clip-art and reference tensors included; never .venv
+LARGEST_UPLOAD_MB = 64  # most of it the weights of the models that come with the package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def test_a_submitted_precompute_fills_the_cache(
         assert manifest is not None
         assert manifest.samples + manifest.filtered == expected
     # What was uploaded is the checkout without what git ignores.
-    (package,) = head.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    (package,) = head.folder.glob("1/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
     uploaded = {path.relative_to(package).parts[0] for path in package.rglob("*") if path.is_file()}
     assert {"jobs", "pipeline", "ldznet", "pyproject.toml"} <= uploaded
     assert uploaded.isdisjoint({".venv", "runs", ".git", ".mypy_cache", ".hypothesis"})

@@ -89,7 +89,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         weed_program()
     except UserError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("services")
+    folder = tmp_path_factory.mktemp("workstation") / "services"
     done = services("start", folder, "--nodes", "2")
     try:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -133,6 +133,10 @@ def test_a_table_of_addresses_is_printed_and_no_secret(running: Services) -> Non
 
 def test_the_credentials_are_their_owners_alone(running: Services) -> None:
     assert stat.S_IMODE((running.folder / "credentials.env").stat().st_mode) == 0o600
+    inner = [path for path in running.folder.iterdir() if path.is_dir()]
+    assert {path.name for path in inner} == {"seaweedfs", "mlflow", "ray"}
+    for folder in (running.folder, *inner, (running.folder / "ray" / "sessions").readlink()):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
 
 
 def test_everything_listens_on_loopback(running: Services) -> None:

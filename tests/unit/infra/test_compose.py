@@ -9,7 +9,8 @@ import yaml
 from dockerfile import instructions
 from jsonschema import Draft202012Validator
 
-from pipeline.services.credentials_file import new_compose_credentials
+from pipeline.services.credentials_file import SERVERS_FILE, new_credentials
+from pipeline.services.keeper import CREDENTIALS
 from pipeline.services.mlflow_server import MlflowServer
 
 CHECKOUT = Path(__file__).parents[3]
@@ -86,7 +87,7 @@ SCHEMA = closed(
     {
         "name": TEXT,
         "services": {"type": "object", "additionalProperties": SERVICE},
-        "configs": {"type": "object", "additionalProperties": closed({"content": TEXT}, "content")},
+        "configs": {"type": "object", "additionalProperties": closed({"file": TEXT}, "file")},
         "volumes": {"type": "object", "additionalProperties": {"type": "null"}},
     },
     "name",
@@ -125,17 +126,28 @@ def test_what_opens_it_is_found(content: dict[str, Any], service: str, key: str,
     assert len(problems(changed)) == 1
 
 
+def test_a_configuration_written_into_it_is_found() -> None:
+    """Compose copies it into the container, and refuses to where that is read-only: "`file` is the sole option"."""
+    changed = yaml.safe_load(COMPOSE.read_text())
+    changed["configs"]["mlflow-access"] = {"content": "[mlflow]"}
+    assert problems(changed)
+
+
 def test_names_in_it_lead_somewhere(content: dict[str, Any]) -> None:
     services = content["services"]
     targets = (CHECKOUT / "infra" / "docker" / "Dockerfile").read_text()
     for service in services.values():
         assert set(service.get("depends_on", ())) <= set(services)
         assert {each["source"] for each in service.get("configs", ())} <= set(content["configs"])
+        assert set(service["env_file"]) <= {CREDENTIALS, SERVERS_FILE}
         named = {volume.partition(":")[0] for volume in service.get("volumes", ())}
         assert named <= set(content["volumes"])
         if "build" in service:
             assert f" AS {service['build']['target']}\n" in targets
             assert (COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert [
+        each for each in content["configs"].values() if not (COMPOSE.parent / each["file"]).is_file()
+    ] == []
     shared = services["gateway"]["network_mode"].partition(":")
     assert shared[0] == "service" and shared[2] in services
 
@@ -145,19 +157,38 @@ def test_the_published_ports_are_those_that_clients_are_told(content: dict[str, 
         port.rpartition(":")[0] for each in content["services"].values() for port in each.get("ports", ())
     }
     told = {
-        value.removeprefix("http://") for value in new_compose_credentials().values() if "http://" in value
+        value.removeprefix("http://") for value in new_credentials().clients.values() if "http://" in value
     }
     assert published == told
 
 
 def test_no_secret_is_written_in_it(content: dict[str, Any]) -> None:
+    made = new_credentials()
     written = {name for service in content["services"].values() for name in service.get("environment", ())}
     secret = {
-        name for name in new_compose_credentials() if "KEY" in name or "TOKEN" in name or "PASSWORD" in name
+        name for name in made.clients | made.servers if "KEY" in name or "TOKEN" in name or "PASSWORD" in name
     }
-    assert secret
+    assert len(secret) >= 7
     assert written.isdisjoint(secret)
-    assert "credentials.env" in (COMPOSE.parent / ".gitignore").read_text().splitlines()
+    assert {CREDENTIALS, SERVERS_FILE} <= set((COMPOSE.parent / ".gitignore").read_text().splitlines())
+
+
+def test_jobs_are_not_given_what_the_servers_know(content: dict[str, Any]) -> None:
+    """MLflow's key for sessions, and the key that the S3 gateway's gRPC port asks for."""
+    given = {name: service["env_file"] for name, service in content["services"].items()}
+    assert given.pop("ray") == [CREDENTIALS]
+    assert all(files == [CREDENTIALS, SERVERS_FILE] for files in given.values())
+    for path in KUBERAY.glob("base/*.yaml"):
+        assert [name for name in new_credentials().servers if name in path.read_text()] == [], path
+
+
+def test_mlflow_lets_in_alike(content: dict[str, Any]) -> None:
+    (access,) = [
+        document["data"]["access.ini"]
+        for document in yaml.safe_load_all((KUBERAY / "services" / "mlflow.yaml").read_text())
+        if document["kind"] == "ConfigMap"
+    ]
+    assert (COMPOSE.parent / content["configs"]["mlflow-access"]["file"]).read_text() == access
 
 
 def test_compose_kubernetes_and_make_services_start_the_same_servers(

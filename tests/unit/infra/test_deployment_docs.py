@@ -2,16 +2,24 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from kustomization import render
 
 from jobs.cli import COMMANDS
 from jobs.submit_request import RECIPE_JOBS
 from pipeline.cache.lease import LEASE_PREFIX
 from pipeline.recipe import Recipe
+from pipeline.services.credentials_file import SERVERS_FILE, new_credentials
+from pipeline.services.keeper import CREDENTIALS
+from pipeline.training.run import FINISHED_RECORD
 
 CHECKOUT = Path(__file__).parents[3]
+KUBERAY = CHECKOUT / "infra" / "kuberay"
 GUIDE = CHECKOUT / "docs" / "cluster.md"
 THREATS = CHECKOUT / "docs" / "security.md"
 ROOMS = "tests|infra|docs|jobs|pipeline|ldznet"
@@ -102,8 +110,9 @@ def test_policies_are_sound() -> None:
     assert allowed(policy, "s3:DeleteObject") == {leases}
     for action in ("s3:PutObject", "s3:DeleteObject"):
         assert allowed(training, action) == {leases, "arn:aws:s3:::ldznet/storage/*"}
-    prefixes = {rule["Filter"]["Prefix"] for rule in lifecycle["Rules"] if "Expiration" in rule}
-    assert prefixes == {"storage/"}
+    # Shards, models and notes of what is finished lie among what has had its day: no age tells them apart.
+    for rule in lifecycle["Rules"]:
+        assert set(rule) == {"ID", "Status", "Filter", "AbortIncompleteMultipartUpload"}
 
 
 def allowed(policy: dict, action: str) -> set[str]:
@@ -114,3 +123,107 @@ def test_the_guides_prefixes_are_the_overlays() -> None:
     recipe = (CHECKOUT / "infra" / "kuberay" / "overlays" / "gpu" / "recipe.yaml").read_text()
     for prefix in re.findall(r"^\| `([a-z]+)/` \|", GUIDE.read_text(), re.MULTILINE):
         assert prefix == "mlflow" or f"s3://ldznet/{prefix}" in recipe
+
+
+def test_what_is_removed_by_hand_is_where_training_puts_it() -> None:
+    (removed,) = re.findall(r"aws s3 rm --recursive s3://ldznet/storage/(\S+)", GUIDE.read_text())
+    assert removed == "phrasecut/TRAINING/checkpoints/"
+    assert f"`{FINISHED_RECORD}`" in GUIDE.read_text()
+    layout = (CHECKOUT / "pipeline" / "training" / "run.py").read_text()
+    assert 'self.checkpoints_url = f"{self.storage}/{self.name}/checkpoints"' in layout
+
+
+def section(title: str) -> str:
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_jobs_that_ended_are_deleted_before_they_are_applied_again() -> None:
+    """Both overlays name them alike, and KubeRay starts nothing for one that has ended."""
+    names = {
+        overlay: {
+            (each["kind"], each["metadata"]["name"])
+            for each in render(KUBERAY / "overlays" / overlay)
+            if each["apiVersion"] == "ray.io/v1"
+        }
+        for overlay in ("cpu-smoke", "gpu")
+    }
+    assert names["cpu-smoke"] == names["gpu"]
+    second = section("Kubernetes").partition("5. **PhraseCut.**")[2].partition("6. **Score it**")[0]
+    assert "kubectl -n ldznet delete rayjob,raycluster --all" in second.partition("four lines of step 4")[0]
+    told = [" ".join(path.read_text().split()) for path in (GUIDE, *(KUBERAY / "base").glob("*.yaml"))]
+    again = [
+        text[max(0, found.start() - 150) : found.end() + 50]
+        for text in told
+        for found in re.finditer(r"\bappl(y|ied|ying) (it |them )?again", text)
+    ]
+    assert len(again) >= 6
+    assert [words for words in again if not re.search("[Dd]elete", words)] == []
+
+
+def test_secrets_of_the_guide_are_those_that_pods_ask_for() -> None:
+    """With the S3 server and MLflow inside; every variable in them is one that `ldznet services credentials` writes."""
+    text = section("Kubernetes").replace("\\\n", " ")
+    lines = [
+        line.split(" create secret generic ")[1] for line in text.splitlines() if "create secret" in line
+    ]
+    made = {}
+    for name, *words in map(shlex.split, lines):
+        made[name] = dict(word.removeprefix("--from-literal=").split("=", 1) for word in words)
+    known = new_credentials()
+    values = {value[1:] for secret in made.values() for value in secret.values() if value.startswith("$")}
+    assert values <= set(known.clients | known.servers)
+    assert not values & {"AWS_ENDPOINT_URL", "MLFLOW_TRACKING_URI"}, "addresses are the services'"
+    asked = [*references(render(KUBERAY / "overlays" / "cpu-smoke"))]
+    assert {(each["name"], each["key"]) for each in asked if not each.get("optional")} <= {
+        (name, key) for name, secret in made.items() for key in secret
+    }
+    assert {each["name"] for each in asked} == set(made)
+
+
+def references(node: Any) -> list[dict[str, Any]]:
+    """Every `secretKeyRef` in documents."""
+    if isinstance(node, list):
+        return [each for item in node for each in references(item)]
+    if not isinstance(node, dict):
+        return []
+    found = [each for key, value in node.items() if key != "secretKeyRef" for each in references(value)]
+    return [*found, node["secretKeyRef"]] if "secretKeyRef" in node else found
+
+
+def test_three_machines_start_the_servers_of_compose() -> None:
+    """With other places, addresses and nothing else; what knows no password stays on loopback."""
+    text = section("Three machines of your own").replace("\\\n", " ")
+    composed = yaml.safe_load((CHECKOUT / "infra" / "compose.yaml").read_text())["services"]
+    for name, begin in (("object-store", "weed -logtostderr mini"), ("gateway", "weed -logtostderr s3")):
+        (line,) = [line for line in text.splitlines() if begin in line]
+        words = shlex.split(line)[1:-1]  # after the variable, before &
+        assert without_places(words) == without_places(composed[name]["command"])
+        listens = {word.partition("=")[2] for word in words if word.startswith(("-ip=", "-ip.bind="))}
+        assert listens == ({"127.0.0.1"} if name == "object-store" else {"10.0.0.1"})
+    (line,) = [line for line in text.splitlines() if "mlflow server" in line]
+    words = [word for word in shlex.split(line) if not re.match("[A-Z_]+=", word)]
+    assert without_places(words) == without_places(composed["mlflow"]["command"])
+    assert set(re.findall("MLFLOW_[A-Z_]+(?==)", line)) <= set(composed["mlflow"]["environment"])
+
+
+def without_places(words: list[str]) -> set[str]:
+    places = ("-dir=", "-ip.bind=", "--host=", "--backend-store-uri=", "--allowed-hosts=")
+    return {word for word in words if not word.startswith(places)}
+
+
+def test_three_machines_copy_what_nodes_need_and_no_more() -> None:
+    text = section("Three machines of your own")
+    (made,) = re.findall(r"ldznet services credentials --folder (\S+) --host (\S+)", text)
+    assert made == ("runs/secrets", "10.0.0.1")
+    assert "/runs/" in (CHECKOUT / ".gitignore").read_text().splitlines(), "git leaves them alone"
+    copies = re.findall(r"scp .*", text)
+    assert len(copies) == 1
+    assert f"{made[0]}/{CREDENTIALS}" in copies[0] and SERVERS_FILE not in copies[0]
+    sourced = re.findall(r"source (\S+?);", text)
+    assert set(sourced) == {f"{made[0]}/{CREDENTIALS}", f"{made[0]}/{SERVERS_FILE}"}
+    assert sourced.count(f"{made[0]}/{SERVERS_FILE}") == 1, "in the servers' terminal alone"
+    known = new_credentials("10.0.0.1")
+    assert known.clients["AWS_ENDPOINT_URL"] == "http://10.0.0.1:8333"
+    assert known.clients["MLFLOW_TRACKING_URI"] == "http://10.0.0.1:5000"
+    assert "RAY_AUTH_TOKEN" not in text and "auth_token" not in text, "one token, from one file"

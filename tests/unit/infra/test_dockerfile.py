@@ -79,6 +79,27 @@ def test_both_targets_install_alike(steps: list[Instruction]) -> None:
     assert len(set(lines)) == 1
 
 
+def test_what_is_installed_is_pinned(steps: list[Instruction]) -> None:
+    """All packages by constraints.txt, what builds the project too, and what installs them by its version."""
+    installs = [
+        command
+        for step in steps
+        if step.name == "RUN"
+        for command in step.value.split("&&")
+        if "pip install" in command
+    ]
+    assert len(installs) == 4
+    for command in installs:
+        if "--no-deps" in command:  # the project itself
+            assert "--build-constraint constraints.txt" in command
+        elif "--requirement" in command:
+            assert "--constraint constraints.txt" in command
+        else:
+            assert command.split()[-1].strip('"') == "uv==${UV_VERSION}"
+    copied = [step.value.split()[:-1] for step in steps if step.name == "COPY"]
+    assert ["pyproject.toml", "constraints.txt"] in copied
+
+
 def test_what_is_copied_is_there_and_let_in(steps: list[Instruction]) -> None:
     copied = [
         word

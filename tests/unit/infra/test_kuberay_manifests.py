@@ -83,6 +83,15 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     return [*pod.get("initContainers", ()), *pod["containers"]]
 
 
+def autoscalers(documents: list[Document]) -> dict[str, dict[str, Any]]:
+    """The containers that the operator puts beside a head, by the name of its pod as `pods` has it."""
+    return {
+        f"{document['kind']} {document['metadata']['name']} head": cluster_of(document)["autoscalerOptions"]
+        for document in documents
+        if document["apiVersion"] == "ray.io/v1" and cluster_of(document).get("enableInTreeAutoscaling")
+    }
+
+
 def recipe_of(documents: list[Document], folder: Path) -> Path:
     (text,) = [each["data"]["recipe.yaml"] for each in documents if each["metadata"]["name"] == "recipe"]
     path = folder / "recipe.yaml"
@@ -175,21 +184,26 @@ def test_kinds_and_versions(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", [*OVERLAYS, "gpu+priority"])
 def test_every_pod_is_closed(overlay: str) -> None:
-    found = dict(pods(rendered(overlay)))
+    documents = rendered(overlay)
+    (namespace,) = [each for each in documents if each["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    found, beside = dict(pods(documents)), autoscalers(documents)
     assert len(found) >= 8
+    assert set(beside) == {"RayJob precompute head", "RayCluster development head"} <= set(found)
     for name, pod in found.items():
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["runAsUser"] >= 1000, name
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
-        needs_the_api = name in {"RayJob precompute head", "RayCluster development head"}  # the autoscaler's
-        assert needs_the_api or pod["automountServiceAccountToken"] is False, name
+        assert name in beside or pod["automountServiceAccountToken"] is False, (
+            name
+        )  # autoscalers ask the API server
         assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {
             "emptyDir",
             "configMap",
             "persistentVolumeClaim",
         }, name
-        for container in containers(pod):
+        for container in [*containers(pod), *([beside[name]] if name in beside else [])]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -201,6 +215,29 @@ def test_every_pod_is_closed(overlay: str) -> None:
             mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
             assert set(mounts.values()) <= known, name
             assert mounts.get("/tmp") == "tmp", name  # noqa: S108 - a path in the container
+
+
+def test_priority_is_that_of_the_class() -> None:
+    documents = with_priority()
+    (priority,) = [each["metadata"]["name"] for each in documents if each["kind"] == "PriorityClass"]
+    named = {name: pod.get("priorityClassName") for name, pod in pods(documents)}
+    jobs = {
+        f"RayJob {name}" for name in ("precompute head", "precompute workers", "train head", "train ranks")
+    }
+    assert {name for name, value in named.items() if value == priority} == jobs
+    assert set(named.values()) == {priority, None}
+    assert not [each for each in rendered("gpu") if each["kind"] == "PriorityClass"], (
+        "only where it is asked for"
+    )
+
+
+def test_gpus_are_waited_for(tmp_path: Path) -> None:
+    """A cluster that has scaled to no GPU node looks like one without GPUs: nothing may go on there on a CPU."""
+    recipe = load_recipe(recipe_of(rendered("gpu"), tmp_path))
+    assert recipe.train.cluster.device == "gpu"
+    assert recipe.train.cluster.wait_minutes >= 30
+    assert recipe.evaluate.device == "gpu"
+    assert recipe.cache.gpus_per_worker == 1
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

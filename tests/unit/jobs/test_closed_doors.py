@@ -1,5 +1,6 @@
 """What the product itself starts listens on loopback and asks for a token, whatever the environment says."""
 
+import stat
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_a_head_has_a_token_and_loopback_even_where_the_environment_says_otherwi
     node.choose_ports()
     assert f"--node-ip-address={LOOPBACK}" in node.command()
     assert node.servers_environment() == environment
+
+
+def test_rays_sessions_are_their_owners_alone(tmp_path: Path) -> None:
+    """Ray opens the folder that it is given to everybody; the one around it stays closed."""
+    head = RayHead(folder=tmp_path, jobs={})
+    head.choose_ports()
+    try:
+        (given,) = [str(word) for word in head.command() if str(word).startswith("--temp-dir=")]
+        around = Path(given.partition("=")[2]).parent
+        assert around == (tmp_path / "sessions").readlink()
+        assert stat.S_IMODE(around.stat().st_mode) == 0o700
+    finally:
+        head.__exit__()
+    assert not around.exists()
 
 
 def test_mlflow_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

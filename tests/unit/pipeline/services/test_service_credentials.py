@@ -1,5 +1,6 @@
 """Files of credentials: their owner's alone, read alike by a shell and by us."""
 
+import os
 import stat
 import subprocess
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from jobs.services import main
 from ldznet.errors import UserError
 from pipeline.services.credentials_file import (
-    new_compose_credentials,
+    SERVERS_FILE,
+    new_credentials,
     read_credentials,
     write_credentials,
 )
@@ -17,7 +19,8 @@ from pipeline.services.credentials_file import (
 
 def test_a_shell_and_we_read_the_same(tmp_path: Path) -> None:
     path = tmp_path / "credentials.env"
-    variables = new_compose_credentials()
+    made = new_credentials()
+    variables = made.clients | made.servers
     write_credentials(path, variables, comment="of a test")
     script = f"set -a; source {path}; env -0"
     told = subprocess.run(["bash", "-c", script], env={}, capture_output=True, text=True, check=True).stdout
@@ -49,25 +52,58 @@ def test_what_would_need_quotes_is_not_written(tmp_path: Path) -> None:
         write_credentials(tmp_path / "credentials.env", {"KEY": "$(rm)"}, comment="of a test")
 
 
-def test_credentials_for_compose_are_fresh_and_never_overwritten(
+SECRET = {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"}
+SECRET_OF_SERVERS = {"MLFLOW_FLASK_SERVER_SECRET_KEY", "WEED_JWT_FILER_SIGNING_KEY"}
+
+
+def test_credentials_are_fresh_and_what_servers_know_is_apart() -> None:
+    first, second = new_credentials(), new_credentials()
+    for one, other, secret in (
+        (first.clients, second.clients, SECRET),
+        (first.servers, second.servers, SECRET_OF_SERVERS),
+    ):
+        assert {name for name in one if one[name] != other[name]} >= secret
+    assert not set(first.clients) & set(first.servers)
+
+
+def test_the_command_writes_two_files_and_never_over_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = new_compose_credentials(), new_compose_credentials()
-    secret = {
-        "AWS_SECRET_ACCESS_KEY",
-        "MLFLOW_TRACKING_PASSWORD",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY",
-        "RAY_AUTH_TOKEN",
-    }
-    assert {name for name in first if first[name] != second[name]} >= secret
-    assert main(["credentials", "--folder", str(tmp_path)]) == 0
-    path = tmp_path / "credentials.env"
-    before = read_credentials(path)
+    folder = tmp_path / "secrets"
+    assert main(["credentials", "--folder", str(folder), "--host", "10.0.0.1"]) == 0
+    printed = capsys.readouterr().out
+    paths = folder / "credentials.env", folder / SERVERS_FILE
+    before = [read_credentials(path) for path in paths]
+    assert set(before[0]) >= SECRET and set(before[1]) >= SECRET_OF_SERVERS
     assert not [
-        value for name, value in before.items() if name in secret and value in capsys.readouterr().out
+        value for name, value in (before[0] | before[1]).items() if "USER" not in name and value in printed
     ]
-    assert main(["credentials", "--folder", str(tmp_path)]) == 2
-    assert read_credentials(path) == before
+    assert before[0]["AWS_ENDPOINT_URL"] == "http://10.0.0.1:8333"
+    assert before[0]["MLFLOW_TRACKING_URI"] == "http://10.0.0.1:5000"
+    assert before[0]["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:8265", "the dashboard is on loopback"
+    for missing in (None, *paths):
+        if missing is not None:
+            missing.rename(tmp_path / "aside")
+        assert main(["credentials", "--folder", str(folder)]) == 2
+        if missing is not None:
+            (tmp_path / "aside").rename(missing)
+    assert [read_credentials(path) for path in paths] == before
+
+
+def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        assert main(["credentials", "--folder", str(tmp_path / "runs" / "secrets")]) == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "runs" / "secrets").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("host", ["", "10.0.0.1:8333", "http://head", "$(id)", "a b"])
+def test_what_is_no_host_is_refused(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["credentials", "--folder", str(tmp_path / "secrets"), "--host", host]) == 2
+    assert "give a name or an IPv4 address" in capsys.readouterr().err
+    assert not (tmp_path / "secrets").exists()
 
 
 def test_nothing_runs_from_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
