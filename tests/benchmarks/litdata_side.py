@@ -72,7 +72,7 @@ def read(place: str, cache: Path, samples: int, *, raw_masks: bool) -> None:
     for _ in sys.stdin:
         shutil.rmtree(cache, ignore_errors=True)
         started, cpu = time.perf_counter(), time.process_time()
-        batches = litdata.StreamingDataLoader(litdata.StreamingDataset(place, **options), batch_size=BATCH)
+        batches = litdata.StreamingDataLoader(litdata.StreamingDataset(place, **options), batch_size=BATCH, num_workers=int(__import__("os").environ.get("LW", "0")))
         count = sum(len(batch["latents"]) for batch in batches)
         assert count == samples, f"{count} samples of {samples}"
         answer({"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu})

@@ -35,6 +35,7 @@ from pipeline.object_store.opening import open_store
 from pipeline.object_store.s3 import S3Store
 
 BATCH, WINDOW, CONCURRENCY = 32, 8, 8
+_STOCK_READ = int(os.environ.get("STOCK_READ", 1 << 20))  # bytes
 Read = Callable[[], int]  # reads an epoch, and returns its samples
 
 
@@ -134,7 +135,8 @@ class Sides:
 
         def open_s3(url: str, *_arguments: Any, **_options: Any) -> Any:
             place = urlsplit(url)
-            return s3_client().get_object(Bucket=place.netloc, Key=place.path[1:])["Body"]
+            body = s3_client().get_object(Bucket=place.netloc, Key=place.path[1:])["Body"]
+            return io.BufferedReader(body, _STOCK_READ)  # tarfile asks for 10 KiB at a time
 
         gopen_schemes["s3"] = open_s3
         listed = self.store.get(shard_list_key(self.manifest.cache_key, self.manifest.manifest_id))
