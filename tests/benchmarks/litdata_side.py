@@ -1,7 +1,7 @@
 """LitData's side of the loader benchmarks: a program for the peer's own Python, which knows nothing of this project.
 
     python litdata_side.py prepare SHARDS FOLDER [--raw-masks]    samples of tar shards as a LitData data set
-    python litdata_side.py read FOLDER_OR_URL CACHE SAMPLES [--raw-masks]
+    python litdata_side.py read FOLDER_OR_URL CACHE SAMPLES WORKERS [--raw-masks]
 
 Samples hold what they hold in the shard: tensors, the mask as PNG, facts as JSON; with `--raw-masks` the mask is a
 tensor of bytes, which makes a sample 9 % larger and leaves nothing to decode, and facts are left out. `read` answers
@@ -62,7 +62,7 @@ def decoded(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(place: str, cache: Path, samples: int, *, raw_masks: bool) -> None:
+def read(place: str, cache: Path, samples: int, *, workers: int, raw_masks: bool) -> None:
     """Epochs, one for each line; what an epoch has downloaded is removed before the next."""
     downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # its quickest client refuses http:// otherwise
     options: dict[str, Any] = {"cache_dir": str(cache)} if "://" in place else {}
@@ -72,7 +72,9 @@ def read(place: str, cache: Path, samples: int, *, raw_masks: bool) -> None:
     for _ in sys.stdin:
         shutil.rmtree(cache, ignore_errors=True)
         started, cpu = time.perf_counter(), time.process_time()
-        batches = litdata.StreamingDataLoader(litdata.StreamingDataset(place, **options), batch_size=BATCH, num_workers=int(__import__("os").environ.get("LW", "0")))
+        batches = litdata.StreamingDataLoader(
+            litdata.StreamingDataset(place, **options), batch_size=BATCH, num_workers=workers
+        )
         count = sum(len(batch["latents"]) for batch in batches)
         assert count == samples, f"{count} samples of {samples}"
         answer({"seconds": time.perf_counter() - started, "cpu_s": time.process_time() - cpu})
@@ -90,8 +92,9 @@ def main() -> None:
     if arguments[0] == "prepare":
         prepare(Path(arguments[1]), Path(arguments[2]), raw_masks=raw_masks)
     else:
-        read(arguments[1], Path(arguments[2]), int(arguments[3]), raw_masks=raw_masks)
+        place, cache, samples, workers = arguments[1:]
+        read(place, Path(cache), int(samples), workers=int(workers), raw_masks=raw_masks)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # its worker processes are forked, and know what is above
     main()

@@ -21,6 +21,7 @@ from tests.benchmarks.sides import ratio, spread, take_turns
 OURS, RAW = "the loader", "ranges alone"
 STOCK, STOCK_BATCHES = "webdataset", "webdataset, same batches"
 LITDATA, LITDATA_RAW = "LitData, same batches", "LitData, masks as raw tensors"
+LITDATA_WORKERS = 0  # processes
 _PROGRAMS = {OURS: "ours", RAW: "raw", STOCK: "webdataset", STOCK_BATCHES: "webdataset_batches"}
 
 
@@ -119,4 +120,4 @@ def _litdata(store: ObjectStore, manifest: Manifest, folder: Path, *options: str
         shutil.rmtree(made)
         place = f"{store.url}/{name}"
     command = [python, litdata_peer.PROGRAM, "read", place, folder / "downloads", str(manifest.samples)]
-    return [*command, *options]
+    return [*command, str(LITDATA_WORKERS), *options]

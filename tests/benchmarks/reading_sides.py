@@ -35,7 +35,7 @@ from pipeline.object_store.opening import open_store
 from pipeline.object_store.s3 import S3Store
 
 BATCH, WINDOW, CONCURRENCY = 32, 8, 8
-_STOCK_READ = int(os.environ.get("STOCK_READ", 1 << 20))  # bytes
+_STOCK_READ = 1 << 20  # bytes
 Read = Callable[[], int]  # reads an epoch, and returns its samples
 
 

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from ldznet.builtin_models import WEIGHTS
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.services.mlflow_server import MlflowServer
@@ -161,7 +162,9 @@ def test_a_dry_run_tells_all_and_sends_nothing(cluster: Cluster) -> None:
     assert lines["entrypoint"].startswith("python -m jobs.pipeline submitted/recipe.yaml cache.url=s3://")
     count, size = (int(word.replace(",", "")) for word in lines["files"].split()[::1] if word[0].isdigit())
     assert count > 300
-    assert 1e6 < size < 64e6
+    weights = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert 1e6 < size - weights < 16e6
+    assert lines["largest"].startswith("ldznet/weights/")
     assert lines["variables"] == "MODE, LDZNET_SUBMISSION"
     assert len(lines["ldznet.recipe_digest"]) == 64
     assert {"ldznet.request.train", "ldznet.request.val", "ldznet.identity"} <= set(lines)
@@ -216,6 +219,32 @@ def test_another_evaluation_is_made(cluster: Cluster, done: subprocess.Completed
     assert other.returncode == 0, other.stdout + other.stderr
     assert "finished before, nothing to train" in other.stdout
     assert "tells of these models on these sets already" not in other.stdout
+
+
+@pytest.mark.parametrize(("name", "sets"), [("train", {"train", "val"}), ("evaluate", {"val"})])
+def test_jobs_that_read_caches_note_their_keys(
+    name: str, sets: set[str], cluster: Cluster, done: subprocess.CompletedProcess[str]
+) -> None:
+    whole = noted_of(cluster, done.stdout.split(":")[0])
+    ended = cluster.job(name)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    noted = noted_of(cluster, ended.stdout.split(":")[0])
+    keys = {key: value for key, value in noted.items() if key.startswith("ldznet.cache_key.")}
+    assert keys == {f"ldznet.cache_key.{one}": whole[f"ldznet.cache_key.{one}"] for one in sets}
+
+
+def test_the_same_training_is_not_trained_beside_itself(cluster: Cluster) -> None:
+    """Another number of ranks changes no result: both would write one folder of checkpoints."""
+    waiting = ["sets.train.draws=2", "cache.cpus_per_worker=500"]  # which no node has
+    first = cluster.job("pipeline", *waiting, "--no-wait")
+    assert first.returncode == 0, first.stdout + first.stderr
+    name = first.stdout.split(":")[0]
+    other = cluster.job("train", *waiting, "train.workers=1", "--no-wait")
+    assert other.returncode == 2
+    assert f"{name} runs the same training, s3://" in other.stderr
+    assert f"stop it (ldznet submit --stop {name}), or wait for its end" in other.stderr
+    cluster.await_status(name, "RUNNING")
+    assert cluster.submit("--stop", name).returncode == 0
 
 
 def test_one_that_runs_is_followed_left_and_stopped(cluster: Cluster, tmp_path: Path) -> None:
@@ -344,6 +373,11 @@ def test_no_secret_is_left_anywhere(cluster: Cluster, done: subprocess.Completed
     }
     for place, word in there.items():
         assert any(word in content for _, content in places[place]), place
+
+
+def noted_of(cluster: Cluster, name: str) -> dict[str, str]:
+    """A job's metadata."""
+    return dict(line.split() for line in cluster.submit("--status", name).stdout.splitlines()[1:])
 
 
 def files_below(folder: Path) -> list[tuple[str, bytes]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.submit import main
-from jobs.submit_cluster import ADDRESS_VARIABLES, FollowedLog
+from jobs.submit_door import ADDRESS_VARIABLES
 from jobs.submit_request import RECIPE_JOBS
 
 
@@ -61,11 +61,40 @@ def test_nobody_answers(small_recipe: Callable[..., Path], capsys: pytest.Captur
     assert "no Ray cluster answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_a_log_told_again_from_its_beginning_is_said_once() -> None:
-    said: list[str] = []
-    log = FollowedLog(said.append)
-    for parts in (["one\n", "two\n"], ["one\ntw", "o\nthr"], ["one\n", "two\nthree\n"]):
-        log.rewind()
-        for part in parts:
-            log.add(part)
-    assert "".join(said) == "one\ntwo\nthree\n"
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        (["--address", "http://127.0.0.1:9"], "no Ray cluster answers at http://127.0.0.1:9"),
+        ([], "which cluster? Give --address"),
+    ],
+)
+def test_a_dry_run_needs_no_cluster(
+    address: list[str],
+    why: str,
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = small_recipe()
+    project = tmp_path / "project"
+    (project / "photos").mkdir(parents=True)
+    (project / "photos/one.png").write_bytes(bytes(3 << 20))
+    (project / "code.py").write_text("1")
+    words = ["train", str(recipe), "cache.url=runs/cache", "--working-dir", str(project), "--dry-run"]
+    assert main([*words, *address]) == 0
+    told = capsys.readouterr().out
+    lines = dict(line.split(maxsplit=1) for line in told.splitlines())
+    assert "nothing was, and no cluster was asked: " + why in lines["would"]
+    assert lines["entrypoint"] == "python -m jobs.train submitted/recipe.yaml cache.url=runs/cache"
+    assert lines["largest"].startswith("photos/one.png 3.0 MiB, ")
+    assert told.splitlines()[-1] == (
+        "not known: whether all nodes are this machine. Then relative folders are its own, else they are refused: "
+        "cache.url=runs/cache"
+    )
+
+
+def test_a_dry_run_tells_mistakes_without_a_cluster(
+    small_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(small_recipe()), "--dry-run", "--repair"]) == 2
+    assert "train has no flag --repair" in capsys.readouterr().err

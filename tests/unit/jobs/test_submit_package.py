@@ -52,6 +52,36 @@ def test_ignore_files_are_read_as_git_reads_them(tmp_path: Path) -> None:
     assert names(tmp_path) - there == {"kept.ckpt", "inner/top.txt", "local.txt"}
 
 
+@pytest.mark.parametrize("place", [".gitignore", ".rayignore", "certificates/.gitignore"])
+def test_what_is_never_sent_no_ignore_file_takes_back(place: str, tmp_path: Path) -> None:
+    write(tmp_path, place, content="!*.pem\n!.env\n!**\n!/data/\n!/data/*\n")
+    write(
+        tmp_path,
+        "certificates/server.pem",
+        "certificates/.env",
+        "certificates/readme.md",
+        "server.pem",
+        ".env",
+    )
+    write(tmp_path, "data/photo.jpg", ".ssh/id_rsa")
+    assert names(tmp_path) == {place, "certificates/readme.md"}
+
+
+def test_a_deeper_file_takes_back_what_a_higher_one_names(tmp_path: Path) -> None:
+    write(tmp_path, ".gitignore", content="*.log\nbuild/\n")
+    write(tmp_path, "inner/.gitignore", content="!kept.log\n!build/\n")
+    write(tmp_path, "a.log", "kept.log", "inner/a.log", "inner/kept.log", "inner/build/x", "build/x")
+    there = {".gitignore", "inner/.gitignore"}
+    assert names(tmp_path) - there == {"inner/kept.log", "inner/build/x"}
+
+
+def test_rayignore_is_not_taken_back_by_gitignore(tmp_path: Path) -> None:
+    write(tmp_path, ".rayignore", content="*.csv\n")
+    write(tmp_path, "tables/.gitignore", content="!large.csv\n")
+    write(tmp_path, "tables/large.csv", "code.py")
+    assert names(tmp_path) == {".rayignore", "tables/.gitignore", "code.py"}
+
+
 def test_no_link_leads_out(tmp_path: Path) -> None:
     write(tmp_path, "outside/secret", "project/a.py")
     (tmp_path / "project/link").symlink_to(tmp_path / "outside/secret")
@@ -77,6 +107,13 @@ def test_a_file_with_a_secret_is_named_and_the_secret_is_not(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"notes/how\.md holds the value of MY_PASSWORD") as refused:
         names(tmp_path, MY_PASSWORD="correct-horse-battery")
     assert "horse" not in str(refused.value)
+
+
+def test_the_largest_files_are_told(tmp_path: Path) -> None:
+    write(tmp_path, "photos/1", "photos/2", content="x" * 700_000)
+    write(tmp_path, "table.csv", content="x" * 300_000)
+    told = collect_package(tmp_path, extra={}, secrets={}).largest_files()
+    assert told == "photos/1 0.7 MiB, photos/2 0.7 MiB, table.csv 0.3 MiB"
 
 
 def test_equal_files_make_equal_archives(tmp_path: Path) -> None:

@@ -1,88 +1,13 @@
-"""What is sent to a cluster: places that mean the same there, an identity, nothing secret."""
+"""What is sent to a cluster: an identity, an entrypoint, nothing secret."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unit.jobs.submit_requests import request_of
 
-from jobs.submit_places import place_overrides
-from jobs.submit_request import IDENTITY, RECIPE_JOBS, JobRequest, job_named, make_request
+from jobs.submit_request import IDENTITY, RECIPE_JOBS, job_named, make_request
 from ldznet.errors import UserError
 from pipeline.recipe_file import load_recipe
-
-S3 = ["cache.url=s3://b/cache", "storage=s3://b/storage", "data.root=s3://b/data", "ldm.source=hub/model"]
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    (folder / "code.py").write_text("1")
-    return folder
-
-
-@pytest.fixture
-def recipe(small_recipe: Callable[..., Path], project: Path) -> Path:
-    return small_recipe().rename(project / "mine.yaml")
-
-
-def request_of(
-    recipe: Path, *overrides: str, job: str = "train", environment: dict[str, str] | None = None
-) -> JobRequest:
-    return make_request(
-        job,
-        job_named(job).recipes(recipe, overrides),
-        path=recipe,
-        overrides=overrides,
-        flags=[],
-        folder=recipe.parent,
-        environment=environment or {},
-        secrets={"MY_PASSWORD": "tiger-tiger"},
-    )
-
-
-def test_relative_folders_become_absolute_where_all_nodes_are_this_machine(recipe: Path) -> None:
-    (recipe.parent / "models/mine").mkdir(parents=True)
-    asked = load_recipe(
-        recipe,
-        [
-            "cache.url=runs/cache",
-            "output=runs/{name}",
-            "data.root=s3://b/d",
-            "evaluate.models=[models/mine,hub/clipseg]",
-        ],
-    )
-    made = place_overrides(asked, folder=recipe.parent, here=True)
-    placed = load_recipe(recipe, ["data.root=s3://b/d", *made])
-    assert placed.cache.url == f"{recipe.parent}/runs/cache"
-    assert placed.output_folder == f"{recipe.parent}/runs/small"
-    assert [one.source for one in placed.evaluate.models] == [f"{recipe.parent}/models/mine", "hub/clipseg"]
-    assert placed.data.root == "s3://b/d"
-    assert placed.ldm.source == asked.ldm.source  # absolute before
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("cache.url=runs/cache", "cache.url"),
-        ("data.root=runs/data", "data.root"),
-        ("storage=runs/x", "storage"),
-    ],
-)
-def test_elsewhere_a_relative_folder_is_refused(override: str, key: str, recipe: Path) -> None:
-    asked = load_recipe(recipe, [*S3, override])
-    with pytest.raises(UserError, match=rf"^{key}=runs/\w+ is a folder of this machine.*{key}=s3://BUCKET/"):
-        place_overrides(asked, folder=recipe.parent, here=False)
-
-
-def test_elsewhere_reports_may_stay_in_the_jobs_folder_where_models_do_not(recipe: Path) -> None:
-    assert (
-        place_overrides(load_recipe(recipe, [*S3, "output=runs/x"]), folder=recipe.parent, here=False) == []
-    )
-    with pytest.raises(UserError, match=r"^output=runs/x is a folder of this machine"):
-        place_overrides(
-            load_recipe(recipe, [*S3, "output=runs/x", "storage=null"]), folder=recipe.parent, here=False
-        )
 
 
 def test_the_entrypoint_is_what_ray_job_submit_takes(recipe: Path) -> None:
@@ -117,18 +42,6 @@ def test_identity_follows_from_words_files_and_variables(recipe: Path, project: 
     assert len({first.metadata[IDENTITY], *(one.metadata[IDENTITY] for one in others)}) == 4
     assert first.is_identical(same.metadata)
     assert not first.is_identical(others[2].metadata)
-
-
-def test_which_jobs_disturb_each_other(recipe: Path) -> None:
-    train, evaluate, pipeline = (
-        request_of(recipe, job=job).metadata for job in ("train", "evaluate", "pipeline")
-    )
-    changed = request_of(recipe, environment={"A": "1"})
-    assert changed.would_disturb(train)
-    assert changed.would_disturb(pipeline)
-    assert not changed.would_disturb(evaluate)
-    assert not changed.would_disturb(request_of(recipe, "train.steps=9").metadata)
-    assert not changed.would_disturb({})
 
 
 def test_ids_are_counted_on(recipe: Path) -> None:
