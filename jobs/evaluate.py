@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.cache_notes import cache_keys
 from jobs.entry import recipe_job
 from jobs.evaluation_task import evaluate_where_it_is_quick
 from jobs.job_notes import note_on_job
@@ -33,6 +34,8 @@ def evaluate(
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.run import source_runs
 
+    scored = recipe.evaluate.sets or [name for name in recipe.sets if name != recipe.train_on]
+    note_on_job(cache_keys(recipe, [*scored, recipe.validate_on]))
     evaluation = evaluate_where_it_is_quick(recipe, systems_of(recipe))
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")

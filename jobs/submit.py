@@ -11,6 +11,7 @@ from jobs.entry import exit_code_of
 
 if TYPE_CHECKING:
     from jobs.submit_cluster import Cluster
+    from jobs.submit_preparation import Preparation
     from jobs.submit_request import JobRequest
 
 _INTERRUPTED = 130
@@ -91,55 +92,54 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _submit(arguments: argparse.Namespace, flags: Sequence[str]) -> int:
-    cluster, request = _prepare(arguments, flags)
-    if arguments.dry_run:
-        _say(f"would be sent to {cluster.address}; nothing was\n{request.describe()}")
-        return 0
-    state, new = cluster.submit(request)
-    what = "submitted" if new else "runs already, nothing was sent"
-    _say(f"{state.submission_id}: {what}; dashboard {cluster.address}")
-    if arguments.wait:
-        return _follow(cluster, state.submission_id)
-    _say(_how_to_come_back(state.submission_id))
-    return 0
-
-
-def _prepare(arguments: argparse.Namespace, flags: Sequence[str]) -> "tuple[Cluster, JobRequest]":
-    """All mistakes that can be seen from here are told before the cluster is asked anything."""
     from jobs.submit_cluster import Cluster
-    from jobs.submit_environment import environment_secrets, forwarded_variables
-    from jobs.submit_places import place_overrides
-    from jobs.submit_request import job_named, make_request, refuse_secrets
+    from jobs.submit_preparation import Preparation
+
+    asked = Preparation.of(
+        arguments.job,
+        arguments.recipe,
+        overrides=arguments.overrides,
+        flags=flags,
+        folder=arguments.working_dir.absolute(),
+        variables=arguments.env,
+    )
+    if arguments.dry_run:
+        _say(_dry_run_text(asked, arguments.address))
+        return 0
+    cluster = Cluster(arguments.address)
+    return _send(cluster, asked.request(here=cluster.is_this_machine()), wait=arguments.wait)
+
+
+def _dry_run_text(asked: "Preparation", address: str | None) -> str:
+    from jobs.submit_cluster import Cluster
     from ldznet.errors import UserError
 
-    job = job_named(arguments.job)
-    known = [f"--{flag}" for flag in job.flags]
-    for flag in flags:
-        if flag not in known:
-            there = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{arguments.job} has no flag {flag}: {there}")
-    folder = arguments.working_dir.absolute()
-    if not folder.is_dir():
-        raise UserError(f"--working-dir {folder}: there is no such folder")
-    recipes = job.recipes(arguments.recipe, arguments.overrides)
-    secrets = environment_secrets()
-    for recipe in recipes:
-        refuse_secrets(recipe, secrets)
-    environment = forwarded_variables(arguments.env)
-    cluster = Cluster(arguments.address)
-    here = cluster.is_this_machine()
-    overrides = [*arguments.overrides, *place_overrides(recipes[0], folder=folder, here=here)]
-    request = make_request(
-        arguments.job,
-        job.recipes(arguments.recipe, overrides),
-        path=arguments.recipe,
-        overrides=overrides,
-        flags=flags,
-        folder=folder,
-        environment=environment,
-        secrets=secrets,
-    )
-    return cluster, request
+    try:
+        cluster = Cluster(address)
+        here = cluster.is_this_machine()
+    except UserError as error:
+        return f"would be sent; nothing was, and no cluster was asked: {error}\n{asked.describe_unasked()}"
+    return f"would be sent to {cluster.address}; nothing was\n{asked.request(here=here).describe()}"
+
+
+def _send(cluster: "Cluster", request: "JobRequest", *, wait: bool) -> int:
+    names: list[str] = []  # the job's, from before it is sent
+    sent = False
+    try:
+        name, new = cluster.submit(request, sending=names.append)
+        names.append(name)
+        sent = True
+        _say(
+            f"{name}: {'submitted' if new else 'runs already, nothing was sent'}; dashboard {cluster.address}"
+        )
+        if wait:
+            return _follow(cluster, name)
+        _say(cluster.how_to_come_back(name))
+    except KeyboardInterrupt:
+        if not names:
+            raise
+        return _leave(cluster, names[-1], sent=sent)
+    return 0
 
 
 def _by_id(arguments: argparse.Namespace) -> int:
@@ -147,7 +147,7 @@ def _by_id(arguments: argparse.Namespace) -> int:
 
     cluster = Cluster(arguments.address)
     if arguments.attach:
-        return _follow(cluster, cluster.job(arguments.attach).submission_id)
+        return _attach(cluster, arguments.attach)
     if arguments.stop:
         before = cluster.job(arguments.stop)
         state = cluster.stop(arguments.stop)
@@ -163,12 +163,16 @@ def _by_id(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _follow(cluster: "Cluster", submission_id: str) -> int:
+def _attach(cluster: "Cluster", submission_id: str) -> int:
+    name = cluster.job(submission_id).submission_id
     try:
-        state = cluster.follow(submission_id, lambda text: print(text, end="", flush=True))  # noqa: T201 - the log
+        return _follow(cluster, name)
     except KeyboardInterrupt:
-        _say(f"\nleft: the job goes on. {_how_to_come_back(submission_id)}")
-        return _INTERRUPTED
+        return _leave(cluster, name, sent=True)
+
+
+def _follow(cluster: "Cluster", submission_id: str) -> int:
+    state = cluster.follow(submission_id, lambda text: print(text, end="", flush=True))  # noqa: T201 - the log
     _say(f"{submission_id}: {state.status}")
     if state.status == "SUCCEEDED":
         return 0
@@ -177,8 +181,12 @@ def _follow(cluster: "Cluster", submission_id: str) -> int:
     return 2 if state.exit_code == 2 else 1
 
 
-def _how_to_come_back(submission_id: str) -> str:
-    return f"Come back: ldznet submit --attach {submission_id}   End it: ldznet submit --stop {submission_id}"
+def _leave(cluster: "Cluster", submission_id: str, *, sent: bool) -> int:
+    goes_on = (
+        "the job goes on" if sent else f"{submission_id} was being sent, and runs if the cluster took it"
+    )
+    _say(f"\nleft: {goes_on}. {cluster.how_to_come_back(submission_id)}")
+    return _INTERRUPTED
 
 
 def _say(line: str) -> None:

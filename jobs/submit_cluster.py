@@ -1,45 +1,28 @@
 """The cluster that jobs are submitted to: its jobs, their logs and their ends, by Ray's Jobs API."""
 
-import asyncio
 import logging
 import os
+import shlex
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.local_ray import settle_ray
+from jobs.submit_door import ADDRESS_VARIABLES, lost_connections, only_address, refusals, token_refusals
+from jobs.submit_following import JobState, LostJobError, follow_job
 from ldznet.errors import UserError
 from pipeline.tracking.redaction import redacted_text
 
 if TYPE_CHECKING:
     from jobs.submit_request import JobRequest
 
-ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as Ray's own commands, in this order
 _POLL_S = 0.5
-_LOST_S = 120.0  # a head that does not answer for so long is given up
+_ANSWER_S = 60.0  # a request without a byte of an answer for so long is lost
 _SDK = "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobState:
-    """A job as the cluster tells it."""
-
-    submission_id: str
-    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED
-    message: str
-    exit_code: int | None
-    metadata: dict[str, str]
-    started: float  # Unix time
-
-    @property
-    def ended(self) -> bool:
-        """Whether it will not run any more."""
-        return self.status in {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
 class Cluster:
@@ -53,27 +36,24 @@ class Cluster:
         if not address and not any(os.environ.get(name) for name in ADDRESS_VARIABLES):
             raise UserError(f"which cluster? Give --address http://HOST:8265, or set {ADDRESS_VARIABLES[0]}")
         settle_ray()
-        from ray.job_submission import JobSubmissionClient
-
-        for name in _SDK:
-            logging.getLogger(name).setLevel(logging.WARNING)
-        with _refusals(address), _only(address):
-            self._client = JobSubmissionClient()
+        self._given = address
+        with refusals(address), only_address(address):
+            self._client = _open_client()
             self._client.list_jobs()  # the version, which it has asked for, is told to everybody
         self.address = redacted_text(str(self._client.get_address()))
 
     def is_this_machine(self) -> bool:
         """Whether all nodes run on this machine, and so see its folders."""
         # There is no public call for it.
-        answer = self._client._do_request("GET", "/nodes?view=hostNameList")  # noqa: SLF001
-        answer.raise_for_status()
+        with refusals(self.address):
+            answer = self._client._do_request("GET", "/nodes?view=hostNameList")  # noqa: SLF001
+            answer.raise_for_status()
         return set(answer.json()["data"]["hostNameList"]) == {socket.gethostname()}
 
     def jobs(self) -> dict[str, JobState]:
         """All jobs that were submitted, by id."""
-        with _refusals(self.address):
-            states = [_state(details) for details in self._client.list_jobs() if details.submission_id]
-        return {state.submission_id: state for state in states}
+        with refusals(self.address):
+            return self._listed()
 
     def job(self, submission_id: str) -> JobState:
         """One job. `UserError` where there is none of this id."""
@@ -83,25 +63,41 @@ class Cluster:
             raise UserError(f"the cluster knows no job {submission_id!r}; its latest: {known}")
         return found[submission_id]
 
-    def submit(self, request: "JobRequest") -> tuple[JobState, bool]:
-        """Submit a job, or find the identical one that runs: its state, and whether it was submitted now.
+    def command(self, *words: str) -> str:
+        """`ldznet submit` with these words and, where it was given one, the address: to be pasted."""
+        where = ["--address", redacted_text(self._given)] if self._given else []
+        return shlex.join(["ldznet", "submit", *words, *where])
+
+    def how_to_come_back(self, submission_id: str) -> str:
+        """The commands that follow a job again, and that end it."""
+        return f"Come back: {self.command('--attach', submission_id)}   End it: {self.command('--stop', submission_id)}"
+
+    def submit(
+        self, request: "JobRequest", *, sending: Callable[[str], object] = lambda _: None
+    ) -> tuple[str, bool]:
+        """Submit a job, or find the identical one that runs: its id, and whether it was submitted now.
+
+        Args:
+            request: what to send.
+            sending: is told the job's id before it is sent.
 
         Raises:
-            UserError: a job of the same recipe runs that would do the same work with other code or options.
+            UserError: a job runs that this one must not run beside.
+            LostJobError: the connection was lost while it was sent.
         """
         while True:
             there = self.jobs()
             for state in there.values():
                 if not state.ended and request.is_identical(state.metadata):
-                    return state, False
-                if not state.ended and request.would_disturb(state.metadata):
-                    raise UserError(
-                        f"{state.submission_id} runs on this recipe, with other code or options: stop it "
-                        f"(ldznet submit --stop {state.submission_id}), or wait for its end"
-                    )
+                    return state.submission_id, False
+            for state in there.values():
+                if not state.ended and (clash := request.clash(state.metadata)):
+                    stop = self.command("--stop", state.submission_id)
+                    raise UserError(f"{state.submission_id} {clash}: stop it ({stop}), or wait for its end")
             name = request.submission_id(taken=there)
+            sending(name)
             if self._send(request, name):
-                return self.job(name), True
+                return name, True
 
     def _send(self, request: "JobRequest", name: str) -> bool:
         """False where somebody else has taken the name meanwhile."""
@@ -120,60 +116,75 @@ class Cluster:
                 if "already exists" in str(error):
                     return False
                 raise
+            except lost_connections() as error:
+                raise LostJobError(
+                    f"{self.address} was lost while {name} was being sent: if it took the job, it runs. "
+                    f"{self.how_to_come_back(name)}"
+                ) from error
         return True
 
     def stop(self, submission_id: str) -> JobState:
         """End a job; back when it has ended."""
         before = self.job(submission_id)
         if not before.ended:
-            self._client.stop_job(submission_id)
-        return self._ended(submission_id)
-
-    def follow(self, submission_id: str, say: Callable[[str], object]) -> JobState:
-        """Say a job's log from its beginning, as it is written; back when the job has ended."""
-        log, said = FollowedLog(say), time.monotonic()
-        while True:
-            count = log.characters
-            try:
-                asyncio.run(self._tail(submission_id, log))
-                return self._ended(submission_id)
-            except _lost() as error:
-                if log.characters > count:
-                    said = time.monotonic()
-                if time.monotonic() - said > _LOST_S:
-                    raise RuntimeError(f"{self.address} does not answer any more") from error
-                time.sleep(_POLL_S)
-
-    async def _tail(self, submission_id: str, log: "FollowedLog") -> None:
-        log.rewind()
-        async for text in self._client.tail_job_logs(submission_id):
-            log.add(text)
-
-    def _ended(self, submission_id: str) -> JobState:
+            with refusals(self.address):
+                self._client.stop_job(submission_id)
         while not (state := self.job(submission_id)).ended:
             time.sleep(_POLL_S)
         return state
 
+    def follow(self, submission_id: str, say: Callable[[str], object]) -> JobState:
+        """Say a job's log from its beginning, as it is written; back when the job has ended.
 
-class FollowedLog:
-    """A log that may be told again from its beginning: each part is said once."""
+        Raises:
+            LostJobError: the head does not answer any more, or does not know the job any more.
+        """
+        give_up = (
+            f"{self.address} does not answer any more; {submission_id} may go on. "
+            f"{self.how_to_come_back(submission_id)}"
+        )
+        return follow_job(_ClusterJob(cluster=self, submission_id=submission_id), say, give_up=give_up)
 
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
-        self.characters = 0
-        self._place = 0
+    def _listed(self) -> dict[str, JobState]:
+        states = [_state(details) for details in self._client.list_jobs() if details.submission_id]
+        return {state.submission_id: state for state in states}
 
-    def rewind(self) -> None:
-        """From here on it is told from its beginning."""
-        self._place = 0
 
-    def add(self, text: str) -> None:
-        """Take the next part; what was said before is not said again."""
-        known = max(self.characters - self._place, 0)
-        self._place += len(text)
-        self.characters = max(self.characters, self._place)
-        if text[known:]:
-            self._say(text[known:])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ClusterJob:
+    """A job as `follow_job` asks for it."""
+
+    cluster: Cluster
+    submission_id: str
+
+    async def parts(self) -> AsyncIterator[str]:
+        async for text in self.cluster._client.tail_job_logs(self.submission_id):  # noqa: SLF001 - the same file's
+            yield text
+
+    def state(self) -> JobState:
+        with token_refusals(self.cluster.address):
+            found = self.cluster._listed()  # noqa: SLF001 - likewise
+        if self.submission_id not in found:
+            raise LostJobError(
+                f"{self.cluster.address} knows no job {self.submission_id} any more: its head was started again, and "
+                "the job went with the old one. Submit it again: what is committed stays"
+            )
+        return found[self.submission_id]
+
+
+def _open_client() -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _SDK:  # which have set it themselves when they were imported
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+    class BoundedClient(JobSubmissionClient):
+        """Ray's requests would wait for ever; there is no public way to bound them."""
+
+        def _do_request(self, *words: Any, **options: Any) -> Any:
+            return super()._do_request(*words, **({"timeout": _ANSWER_S} | options))
+
+    return BoundedClient()
 
 
 def _state(details: Any) -> JobState:
@@ -184,51 +195,4 @@ def _state(details: Any) -> JobState:
         exit_code=details.driver_exit_code,
         metadata=details.metadata or {},
         started=(details.start_time or 0) / 1000,
-    )
-
-
-@contextmanager
-def _only(address: str | None) -> Iterator[None]:
-    """Ray would rather have the environment's address than the one that it is given."""
-    if address:
-        before = {name: os.environ.pop(name, None) for name in ADDRESS_VARIABLES}
-        os.environ[ADDRESS_VARIABLES[0]] = address
-        try:
-            yield
-        finally:
-            del os.environ[ADDRESS_VARIABLES[0]]
-            os.environ.update({name: value for name, value in before.items() if value is not None})
-    else:
-        yield
-
-
-@contextmanager
-def _refusals(address: str | None) -> Iterator[None]:
-    """What the cluster's door says, as one line."""
-    from ray.exceptions import AuthenticationError
-
-    where = redacted_text(address or next(filter(None, map(os.environ.get, ADDRESS_VARIABLES)), ""))
-    try:
-        yield
-    except AuthenticationError as error:
-        raise UserError(
-            f"{where} refuses the token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the "
-            "cluster's own"
-        ) from error
-    except _lost() as error:
-        raise UserError(
-            f"no Ray cluster answers at {where}: is it running, and its dashboard's port forwarded to here?"
-        ) from error
-
-
-def _lost() -> tuple[type[Exception], ...]:
-    """What is raised where the head is away. Of the log's RuntimeErrors none means anything else."""
-    import aiohttp
-    import requests
-
-    return (
-        ConnectionError,
-        requests.exceptions.ConnectionError,
-        requests.exceptions.Timeout,
-        aiohttp.ClientError,
     )

@@ -2,21 +2,18 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from jobs.submit_ignore import IgnoreRules
 from ldznet.errors import UserError
-
-if TYPE_CHECKING:
-    from ray._private.thirdparty.pathspec import PathSpec
 
 LARGEST_MIB = 100
 _LARGEST_NAMED = 5
 _SHORTEST_SECRET = 12  # a shorter value is as likely a word of the text
 _IGNORE_FILES = (".gitignore", ".rayignore")
-# Beside what a project's own .gitignore and .rayignore name; git's syntax.
+# Whatever a project's own .gitignore and .rayignore say, and take back; git's syntax.
 _NEVER = (
     ".git", ".hg", ".svn", ".venv", "venv", ".env", ".env.*", "*.env", "node_modules", "__pycache__", "*.egg-info",
     ".*_cache", ".cache", ".hypothesis", ".ipynb_checkpoints", "/runs", "/data", "/mlruns", "*.db",
@@ -36,6 +33,10 @@ class Package:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files.values())
 
+    def largest_files(self) -> str:
+        """The largest files with their sizes."""
+        return _told({name: path.stat().st_size for name, path in self.files.items()})
+
     def write(self, archive: Path) -> None:
         """Write the archive; equal files give equal bytes."""
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -47,47 +48,33 @@ def collect_package(folder: Path, *, extra: Mapping[str, Path], secrets: Mapping
     """Gather a project folder's files.
 
     Args:
-        folder: of the project; what its .gitignore and .rayignore files name stays here, as git reads them.
+        folder: of the project. What its .gitignore or its .rayignore files name, each as git reads them, stays here;
+            so does what is never sent, which neither can take back.
         extra: further files, under these names.
         secrets: variable -> value; no file may hold one.
 
     Raises:
         UserError: it is too large, or a file holds a secret.
     """
-    files = {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, [])} | dict(extra)
+    rules = [IgnoreRules.of_lines(folder, _NEVER), *(IgnoreRules(name=name) for name in _IGNORE_FILES)]
+    files = {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, rules)} | dict(extra)
     package = Package(files=files)
     _refuse_too_large(package)
     _refuse_secrets(package, secrets)
     return package
 
 
-def _walk(folder: Path, top: Path, rules: "list[tuple[Path, PathSpec]]") -> Iterator[Path]:
-    rules = [*rules, (folder, _rules_of(folder, top))]
+def _walk(folder: Path, top: Path, rules: Sequence[IgnoreRules]) -> Iterator[Path]:
+    """The files that no rules name, below a folder that none names either."""
+    rules = [one.entering(folder) for one in rules]
     for path in sorted(folder.iterdir()):
         is_folder = path.is_dir() and not path.is_symlink()
-        if _is_ignored(path, rules, is_folder=is_folder):
+        if any(one.ignores(path, is_folder=is_folder) for one in rules):
             continue
         if is_folder:
             yield from _walk(path, top, rules)
         elif path.is_file() and path.resolve().is_relative_to(top.resolve()):  # no link leads out of it
             yield path
-
-
-def _rules_of(folder: Path, top: Path) -> "PathSpec":
-    from ray._private.thirdparty.pathspec import PathSpec
-
-    lines = list(_NEVER) if folder == top else []
-    for name in _IGNORE_FILES:
-        if (folder / name).is_file():
-            lines += (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
-    return PathSpec.from_lines("gitwildmatch", lines)
-
-
-def _is_ignored(path: Path, rules: "list[tuple[Path, PathSpec]]", *, is_folder: bool) -> bool:
-    return any(
-        spec.match_file(path.relative_to(base).as_posix() + ("/" if is_folder else ""))
-        for base, spec in rules
-    )
 
 
 def _refuse_too_large(package: Package) -> None:
@@ -108,6 +95,10 @@ def _largest(package: Package) -> str:
         place, _, below = name.partition("/")
         place = f"{place}/" if below else place
         sizes[place] = sizes.get(place, 0) + path.stat().st_size
+    return _told(sizes)
+
+
+def _told(sizes: Mapping[str, int]) -> str:
     named = sorted(sizes, key=sizes.__getitem__, reverse=True)[:_LARGEST_NAMED]
     return ", ".join(f"{place} {sizes[place] / 2**20:.1f} MiB" for place in named)
 

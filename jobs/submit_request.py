@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from jobs.submit_package import Package, collect_package
+from jobs.submit_writes import labelled_recipes, lasting_results, trainings
 from ldznet.errors import UserError
 from pipeline.tracking.config import SUBMISSION
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 RECIPE_JOBS = ("pipeline", "scenes", "miniature", "precompute", "train", "evaluate", "probe")
 IDENTITY, DIGEST, JOB = "ldznet.identity", "ldznet.recipe_digest", "ldznet.job"
+TRAINS, WRITES = "ldznet.trains", "ldznet.writes"  # lists of places as JSON, where there are any
 _PLATFORM = "leave it out, and set it on the nodes, from the platform's secrets (docs/cluster.md)"
 _OUTSIDE = "submitted"  # where a recipe goes that lies outside the project's folder
 
@@ -45,14 +47,26 @@ class JobRequest:
         """Whether a job with that metadata is this one: same words, files and variables."""
         return other.get(IDENTITY) == self.metadata[IDENTITY]
 
-    def would_disturb(self, other: Mapping[str, str]) -> bool:
-        """Whether a job with that metadata does the same work on the same recipe, in another way."""
+    def clash(self, other: Mapping[str, str]) -> str | None:
+        """What a job with that metadata does that this one must not do at the same time; None: nothing.
+
+        It does the same work on the same recipe in another way, trains the same network, or replaces the same results
+        (see `jobs.submit_writes`).
+        """
         jobs = {self.job, other.get(JOB)}
-        return other.get(DIGEST) == self.metadata[DIGEST] and (len(jobs) == 1 or "pipeline" in jobs)
+        if other.get(DIGEST) == self.metadata[DIGEST] and (len(jobs) == 1 or "pipeline" in jobs):
+            return "runs on this recipe, with other code or options"
+        if training := self._common(TRAINS, other):
+            return f"runs the same training, {training}"
+        if result := self._common(WRITES, other):
+            return f"writes {result} too (output=FOLDER gives this one a folder of its own)"
+        return None
 
     def submission_id(self, *, taken: Collection[str]) -> str:
-        """Follows from job and recipe: two that submit the same at once give the same, and the cluster takes one."""
-        first = f"{self.job}-{self.metadata['ldznet.recipe']}-{self.metadata[DIGEST][:10]}"
+        """Follows from job and training or recipe: of two at the same instant, the cluster takes one."""
+        what = self.metadata.get(TRAINS)
+        digest = self.metadata[DIGEST] if what is None else hashlib.sha256(what.encode()).hexdigest()
+        first = f"{self.job}-{self.metadata['ldznet.recipe']}-{digest[:10]}"
         numbered = (first if number == 1 else f"{first}-{number}" for number in range(1, len(taken) + 2))
         return next(name for name in numbered if name not in taken)
 
@@ -61,11 +75,16 @@ class JobRequest:
         lines = {
             "entrypoint": self.entrypoint,
             "files": f"{len(self.package.files)}, {self.package.size:,} bytes",
+            "largest": self.package.largest_files(),
             "variables": ", ".join([*sorted(self.environment), self.ID_VARIABLE]),
             **self.metadata,
         }
         width = max(map(len, lines))
         return "\n".join(f"{label:<{width}}  {text}" for label, text in lines.items())
+
+    def _common(self, key: str, other: Mapping[str, str]) -> str | None:
+        theirs = json.loads(other.get(key, "[]"))
+        return next((place for place in json.loads(self.metadata.get(key, "[]")) if place in theirs), None)
 
 
 def job_named(name: str) -> "RecipeJob":
@@ -114,6 +133,9 @@ def make_request(
     identity = hashlib.sha256(json.dumps([words, code, dict(environment)]).encode()).hexdigest()
     first = recipes[0]
     requests = {f"ldznet.request.{one}": first.request_digest(one) for one in first.sets}
+    labelled = labelled_recipes(job, recipes, path=path, overrides=overrides)
+    places = {TRAINS: trainings(job, labelled), WRITES: lasting_results(job, labelled)}
+    noted = {key: json.dumps(found, separators=(",", ":")) for key, found in places.items() if found}
     metadata = {
         JOB: job,
         "ldznet.version": version("ldznet"),
@@ -122,6 +144,7 @@ def make_request(
         "ldznet.files_digest": code,
         IDENTITY: identity,
         **requests,
+        **noted,
     }
     return JobRequest(job=job, words=words, package=package, environment=environment, metadata=metadata)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.cache_notes import cache_keys
 from jobs.grid import TrainCommand
 from jobs.job_notes import note_on_job
 
@@ -38,7 +39,8 @@ def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
     recorded = run.recorded(parent_run_id=place.parent_run_id, title=place.title) if place else run.recorded()
     with run.cache_held(), recorded as record:
         if place is None:
-            note_on_job({"mlflow_run.train": record.run_url})
+            read = cache_keys(recipe, [recipe.train_on, recipe.validate_on])
+            note_on_job({"mlflow_run.train": record.run_url, **read})
         if run.finished() is None:
             train_on_ray(recipe, run, record, wait_minutes=place.wait_minutes if place else None)
         else:
