@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from jobs.cache_notes import cache_keys
 from jobs.entry import RecipeJob, configure_logging, dry_run_text
 from jobs.job_notes import note_on_job
 from jobs.local_ray import ray_session
@@ -70,7 +71,9 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
     grid = GridRun(experiment)
     grid.check(test=test)
     with grid.cache_held(), grid.recorded() as tracker:
-        note_on_job({"mlflow_run.grid": tracker.run_url})
+        recipe = experiment.recipe
+        keys = cache_keys(recipe, [recipe.train_on, recipe.validate_on])
+        note_on_job({"mlflow_run.grid": tracker.run_url, **keys})
         missing = [cell for cell in experiment.cells if grid.training(cell).finished() is None]
         found = [cell for cell in experiment.cells if cell not in missing]
         logger.info(

@@ -56,15 +56,17 @@ def collect_package(folder: Path, *, extra: Mapping[str, Path], secrets: Mapping
     Raises:
         UserError: it is too large, or a file holds a secret.
     """
-    rules = [IgnoreRules.of_lines(folder, _NEVER), *(IgnoreRules(name=name) for name in _IGNORE_FILES)]
-    files = {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, rules)} | dict(extra)
+    never = IgnoreRules.of_lines(folder, _NEVER)
+    rules = [never, *(IgnoreRules(name=name) for name in _IGNORE_FILES)]
+    found = (path for path in _walk(folder, rules) if _may_be_followed(path, folder, never))
+    files = {path.relative_to(folder).as_posix(): path for path in found} | dict(extra)
     package = Package(files=files)
     _refuse_too_large(package)
     _refuse_secrets(package, secrets)
     return package
 
 
-def _walk(folder: Path, top: Path, rules: Sequence[IgnoreRules]) -> Iterator[Path]:
+def _walk(folder: Path, rules: Sequence[IgnoreRules]) -> Iterator[Path]:
     """The files that no rules name, below a folder that none names either."""
     rules = [one.entering(folder) for one in rules]
     for path in sorted(folder.iterdir()):
@@ -72,9 +74,21 @@ def _walk(folder: Path, top: Path, rules: Sequence[IgnoreRules]) -> Iterator[Pat
         if any(one.ignores(path, is_folder=is_folder) for one in rules):
             continue
         if is_folder:
-            yield from _walk(path, top, rules)
-        elif path.is_file() and path.resolve().is_relative_to(top.resolve()):  # no link leads out of it
+            yield from _walk(path, rules)
+        elif path.is_file():
             yield path
+
+
+def _may_be_followed(path: Path, top: Path, never: IgnoreRules) -> bool:
+    """Whether a link, if the path is one, leads neither out of the project nor to what is never sent."""
+    if not path.is_symlink():
+        return True
+    target, real_top = path.resolve(), top.resolve()
+    if not target.is_relative_to(real_top):
+        return False
+    parts = target.relative_to(real_top).parts
+    way = [top.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    return not any(never.ignores(one, is_folder=one.is_dir()) for one in way)
 
 
 def _refuse_too_large(package: Package) -> None:

@@ -63,7 +63,10 @@ class JobRequest:
         return None
 
     def submission_id(self, *, taken: Collection[str]) -> str:
-        """Follows from job and training or recipe: of two at the same instant, the cluster takes one."""
+        """Follows from job and training, or recipe: of two at the same instant the cluster takes one.
+
+        A `train` and a `pipeline` have other ids: two that are sent within the same second do not see each other.
+        """
         what = self.metadata.get(TRAINS)
         digest = self.metadata[DIGEST] if what is None else hashlib.sha256(what.encode()).hexdigest()
         first = f"{self.job}-{self.metadata['ldznet.recipe']}-{digest[:10]}"

@@ -27,6 +27,7 @@ from pipeline.loading.batch import Batch
 from pipeline.loading.batch_reading import LoadedBatch
 from pipeline.loading.collate import collate
 from pipeline.loading.sample_order import Position, SampleOrder
+from pipeline.loading.worker_processes import end_workers
 from pipeline.object_store.files import FileStore
 from pipeline.object_store.store import ObjectStore
 
@@ -96,7 +97,7 @@ class SequentialLoader:
             for loaded in islice(running, position.batch, len(self)):
                 yield loaded.batch
         finally:
-            running._shutdown_workers()  # noqa: SLF001 - torch has no call for it
+            end_workers(running)
 
     def close(self) -> None:
         """Nothing outlives an epoch."""

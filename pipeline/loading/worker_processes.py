@@ -116,7 +116,20 @@ class WorkerProcesses:
         """End the processes. The next epoch starts new ones."""
         running, self._loader._iterator = self._loader._iterator, None  # noqa: SLF001 - torch has no call for it
         if running is not None:
-            running._shutdown_workers()  # type: ignore[attr-defined]  # noqa: SLF001
+            end_workers(running)
+
+
+def end_workers(running: Any) -> None:
+    """End the processes of a `torch.utils.data` iterator. torch has no call for it, only the hooks of its own end.
+
+    A process that has to leave while it hands over a batch may abort: Python ends its daemon thread in the middle of
+    torch's C++ ("terminate called without an active exception"). From here on that is no fault, so torch, which raises
+    it wherever the main thread is, is told first that it has no such process.
+    """
+    if running._worker_pids_set:  # noqa: SLF001
+        torch._C._remove_worker_pids(id(running))  # noqa: SLF001
+        running._worker_pids_set = False  # noqa: SLF001
+    running._shutdown_workers()  # noqa: SLF001
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -90,6 +90,19 @@ def test_no_link_leads_out(tmp_path: Path) -> None:
     assert names(tmp_path / "project") == {"a.py", "b.py"}
 
 
+def test_no_link_leads_to_what_is_never_sent(tmp_path: Path) -> None:
+    write(tmp_path, "project/.env", "project/.aws/credentials", "project/inner/a.py", "project/.gitignore")
+    for name, target in {
+        "one": ".env",
+        "two": ".aws/credentials",
+        "three": "inner/a.py",
+        "inner/b": "../.env",
+    }.items():
+        (tmp_path / "project" / name).symlink_to(target)
+    (tmp_path / "alias").symlink_to("project")
+    assert names(tmp_path / "alias") == {".gitignore", "inner/a.py", "three"}
+
+
 def test_too_much_names_the_largest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit_package, "LARGEST_MIB", 1)
     write(tmp_path, "photos/1", "photos/2", content="x" * 700_000)
