@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class FinalError(Exception):
-    """Nobody's mistake, and yet nothing that a retry mends: one clear line with the mend. Exit code 1, never retried."""
+    """Nobody's mistake, and yet nothing that a retry mends: one clear line with the mend. Exit code 1."""
 
 
 class DataFault(ValueError):  # noqa: N818 - a fault of the data is an event to count, not a bug to report
