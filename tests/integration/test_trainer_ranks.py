@@ -226,7 +226,7 @@ from pathlib import Path
 sys.path[:0] = json.loads(sys.argv[1])
 import ray
 from integration import test_trainer_ranks as own
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 mark, trouble = Path(sys.argv[2]), sys.argv[3] or None
 with own.ray_of_two_slots():
     result = own.start(mark, str(mark / "runs"), trouble=trouble)
