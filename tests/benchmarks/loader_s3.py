@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sides_unit="MB/s",
         command=COMMAND,
         about=(
-            f"{about} Stock webdataset: a process, shards in order, each streamed by boto3's StreamingBody; tensors by "
-            "safetensors.torch.load and nothing else. The same batches: masks and facts decoded as well, and stacked."
+            f"{about} Stock webdataset: a process, shards in order, each streamed by boto3's StreamingBody through a "
+            "buffer of 1 MiB; tensors by safetensors.torch.load and nothing else. The same batches: masks and facts "
+            "decoded as well, and stacked."
         ),
         details=found.details(STOCK) | {"ratio to the same batches": round(found.ratio(STOCK_BATCHES), 3)},
         threads=1,
@@ -68,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             sides_unit="MB/s",
             command=COMMAND,
             about=(
-                f"{about} LitData 0.2.76: StreamingDataLoader over chunks of 64 MB, batches of 32, in order, its "
-                "client obstore, its download folder in memory and empty at each epoch's start; masks are tensors of "
-                "bytes there. MB/s of the shards' bytes."
+                f"{about} LitData 0.2.76: StreamingDataLoader over chunks of 64 MB, batches of 32, in order, without "
+                "processes of its own (one and two were slower here), its client obstore, its download folder in "
+                "memory and empty at each epoch's start; masks are tensors of bytes there. MB/s of the shards' bytes."
             ),
             details=found.details(LITDATA),
             threads=1,
