@@ -34,8 +34,7 @@ def evaluate(
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.run import source_runs
 
-    scored = recipe.evaluate.sets or [name for name in recipe.sets if name != recipe.train_on]
-    note_on_job(cache_keys(recipe, [*scored, recipe.validate_on]))
+    note_on_job(cache_keys(recipe, [*recipe.scored_sets, recipe.validate_on]))
     evaluation = evaluate_where_it_is_quick(recipe, systems_of(recipe))
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")

@@ -39,7 +39,6 @@ class EvaluationInputs:
         folder = Path(recipe.output_folder)
         uri = store_uri(recipe.tracking, folder)
         located = [locate_system(system, tracking_uri=uri) for system in systems_of(recipe)]
-        names = recipe.evaluate.sets or tuple(name for name in recipe.sets if name != recipe.train_on)
         store = open_store(recipe.cache.url)
         told = {
             "version": version("ldznet"),
@@ -55,7 +54,7 @@ class EvaluationInputs:
             ],
             "sets": {
                 name: required_manifest(store, recipe, name).manifest_id
-                for name in {*names, *filter(None, [recipe.validate_on])}
+                for name in {*recipe.scored_sets, *filter(None, [recipe.validate_on])}
             },
         }
         return cls(digest=hashlib.sha256(canonical_json(told).encode()).hexdigest(), folder=folder)

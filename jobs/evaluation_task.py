@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -137,5 +136,5 @@ def _evaluate_there(recipe: "Recipe", systems: "Sequence[tuple[SystemConfig, str
             folder = scratch / f"{number}"
             if url is not None:
                 download_model(url, folder)
-            found.append(config if url is None else config.model_copy(update={"source": str(Path(folder))}))
+            found.append(config if url is None else config.model_copy(update={"source": str(folder)}))
         return evaluate_models(recipe, found)

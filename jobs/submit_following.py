@@ -14,10 +14,8 @@ from pipeline.object_store.retries import Retries
 _LOST_S = 120.0  # a head that does not answer for so long is given up
 _SILENT_S = 300.0  # after it a log is asked for anew: a connection may be lost without anybody telling
 _LOG_TRIES = 3  # to read the log of a job that has ended
-_WAITS, _LONGEST_AT = (
-    Retries(first_wait_s=1.0, longest_wait_s=10.0),
-    5,
-)  # the try from which on waits are longest
+_WAITS = Retries(first_wait_s=1.0, longest_wait_s=10.0)
+_LONGEST_AT = 5  # the try from which on waits are longest
 
 
 class LostJobError(FinalError):

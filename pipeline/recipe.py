@@ -196,6 +196,11 @@ class Recipe(Config):
         return self
 
     @property
+    def scored_sets(self) -> tuple[str, ...]:
+        """What `ldznet evaluate` scores: those named, else every set but the one that trains."""
+        return self.evaluate.sets or tuple(name for name in self.sets if name != self.train_on)
+
+    @property
     def output_folder(self) -> str:
         """`output` with the recipe's name filled in."""
         return self.output.replace("{name}", self.name)

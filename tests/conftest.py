@@ -177,6 +177,17 @@ def small_recipe_in(small_data: Path, miniature_ldm: Path) -> Callable[..., Path
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Rounding depends on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def small_recipe(tmp_path: Path, small_recipe_in: Callable[..., Path]) -> Callable[..., Path]:
     """Writes the small recipe into the test's own folder."""
     return partial(small_recipe_in, tmp_path)

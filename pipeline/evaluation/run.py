@@ -123,12 +123,11 @@ def evaluate_models(recipe: Recipe, systems: Sequence[SystemConfig]) -> Evaluati
         )
     located = locate_systems(recipe, systems)
     store = open_store(recipe.cache.url)
-    sets = recipe.evaluate.sets or tuple(name for name in recipe.sets if name != recipe.train_on)
-    manifests = {name: required_manifest(store, recipe, name) for name in sets}
+    manifests = {name: required_manifest(store, recipe, name) for name in recipe.scored_sets}
     evaluation = Evaluation(folders=[one.folder for one in located if one.family == "network"])
     scoring = _Scoring(recipe)
-    for name in sets:
-        scoring.check(name, manifests[name])
+    for name, manifest in manifests.items():
+        scoring.check(name, manifest)
     for one in located:
         scoring.score(one, manifests, evaluation)
     return evaluation

@@ -1,11 +1,10 @@
 """A damaged shard in the middle of a training: it ends with the sample's name, or goes on without it, as asked."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.cache.index import member_key
 from pipeline.cache.sample_reading import CorruptSampleError
@@ -17,15 +16,7 @@ from pipeline.training import ranks
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.rank_training import required_manifest, train_on_this_rank
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Training on features computed online: equal to training on the cache, to the bit, and possible without one."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,12 @@ from pipeline.training import rank_training, ranks
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.observer import TrainingObserver
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 10  # two and a half epochs of 4 batches
 CACHED: list[str] = []
 FRESH = ["train.features=online"]
 CYCLE = [*FRESH, "train.online_draws=cycle"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,9 @@ from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.training.rank_training import make_source, make_validation_source
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ONLINE, CYCLE = "train.features=online", "train.online_draws=cycle"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Rounding depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
