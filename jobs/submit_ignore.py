@@ -1,4 +1,8 @@
-"""Which files of a folder its ignore files name, by the rules of git's `gitignore`."""
+"""Which files of a folder its ignore files name, by the rules of git's `gitignore`.
+
+Our own, as a file too many may be a secret: of `*` and `!a/` together `pathspec` (1.1.1) leaves `a` out, or sends all
+that lies in it, where git walks into `a` and takes what a file there takes back. The tests hold it against git itself.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
