@@ -14,6 +14,7 @@ from jobs.ray_preemption import leaving_on_notice, notice_callback
 from jobs.reserved_room import give_room_back, room_callback
 from jobs.training_storage import storage_filesystem
 from ldznet.errors import DataFault, FinalError, UserError
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def _start_rank(config: dict[str, Any]) -> Any:
     from ray.train.v2._internal.execution import context
 
     torch.set_num_threads(config["threads"])
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     for name in (
         "ray.train",
         context.__file__,

@@ -20,6 +20,7 @@ from pipeline.cache.receipt import Receipt
 from pipeline.cache.spec import CacheSpec, FeaturesConfig
 from pipeline.cache.stored_type import TORCH_DTYPES
 from pipeline.datasets.opening import DataConfig, open_dataset
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 from pipeline.precompute.commit import commit_shard
@@ -115,6 +116,8 @@ class ShardWorker:
         self._watches: list[ShardWatch] = []
         torch.set_num_threads(setup.features.threads)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         sweep_stale_folders()
 
     def commit(self, task: ShardTask) -> CommittedShard | Refused:

@@ -12,11 +12,13 @@ from tests.benchmarks.loader_throughput import (
     RAW,
     STOCK,
     STOCK_BATCHES,
+    WHOLE,
     Throughput,
     measure,
 )
 from tests.benchmarks.record import write_record
 from tests.benchmarks.s3_server import s3_server
+from tests.benchmarks.sides import ratio
 from tests.benchmarks.temporary import memory_folder
 
 COMMAND = "python -m tests.benchmarks.loader_s3"
@@ -46,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         unit="x",
         better="higher",
         target=1.5,
-        sides=found.sides(STOCK, STOCK_BATCHES),
+        sides=found.sides(STOCK, STOCK_BATCHES, WHOLE),
         sides_unit="MB/s",
         command=COMMAND,
         about=(
             f"{about} Stock webdataset: a process, shards in order, each streamed by boto3's StreamingBody through a "
             "buffer of 1 MiB; tensors by safetensors.torch.load and nothing else. The same batches: masks and facts "
-            "decoded as well, and stacked."
+            "decoded as well, and stacked. Whole shards: four streams by boto3 at once, nothing looked at."
         ),
-        details=found.details(STOCK) | {"ratio to the same batches": round(found.ratio(STOCK_BATCHES), 3)},
+        details=found.details(STOCK)
+        | {
+            "ratio to the same batches": round(found.ratio(STOCK_BATCHES), 3),
+            "whole shards, let go, over webdataset": round(ratio(found.speed, WHOLE, STOCK), 3),
+        },
         threads=1,
         folder=arguments.folder,
     )

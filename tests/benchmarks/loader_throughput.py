@@ -19,6 +19,7 @@ from tests.benchmarks.reading_process import ReadingProcess
 from tests.benchmarks.sides import ratio, spread, take_turns
 
 OURS, RAW = "the loader", "ranges alone"
+WHOLE = "whole shards, let go as they come"
 STOCK, STOCK_BATCHES = "webdataset", "webdataset, same batches"
 LITDATA, LITDATA_RAW = "LitData, same batches", "LitData, masks as raw tensors"
 LITDATA_WORKERS = 0  # processes
@@ -81,6 +82,8 @@ def measure(url: str, folder: Path, *, samples: int, rounds: int, with_peer: boo
         except litdata_peer.PeerMissingError as error:
             peer_missing = str(error)
             print(f"without LitData: {error}")  # noqa: T201 - who runs it is to know
+    if not isinstance(store, FileStore):
+        commands[WHOLE] = [sys.executable, "-m", "tests.benchmarks.reading_sides", "whole", *arguments]
     with ExitStack() as stack:
         processes = {
             label: stack.enter_context(ReadingProcess(command, log=folder / f"{number}.log"))

@@ -3,9 +3,10 @@
 python -m tests.benchmarks.reading_sides SIDE URL CACHE_KEY MANIFEST_ID
 
 `ours`: the loader, every byte verified, decoded to batches; `ours_worker`: the same in a worker process of its own.
-`raw`: the same ranges with the same concurrency, by plain boto3 or `pread`, nothing decoded. `webdataset`: stock, its
-samples' tensors by `safetensors.torch.load`. `webdataset_batches`: the same, and masks and facts decoded, and all
-stacked, as the loader gives it.
+`raw`: the same ranges with the same concurrency, by plain boto3 or `pread`, nothing decoded. `whole`: whole shards from
+S3, several streams at once, each MiB let go as it comes. `webdataset`: stock, its samples' tensors by
+`safetensors.torch.load`. `webdataset_batches`: the same, and masks and facts decoded, and all stacked, as the loader
+gives it.
 """
 
 import functools
@@ -35,6 +36,7 @@ from pipeline.object_store.opening import open_store
 from pipeline.object_store.s3 import S3Store
 
 BATCH, WINDOW, CONCURRENCY = 32, 8, 8
+_WHOLE_SHARDS = 4  # at once
 _STOCK_READ = 1 << 20  # bytes
 Read = Callable[[], int]  # reads an epoch, and returns its samples
 
@@ -87,6 +89,23 @@ class Sides:
             return self.manifest.samples
 
         return read_all
+
+    def whole(self, epoch: int) -> Read:
+        """Whole shards: what the store gives to one who does nothing with it."""
+        del epoch
+
+        def read_all() -> int:
+            with ThreadPoolExecutor(_WHOLE_SHARDS) as pool:
+                lengths = pool.map(self._stream, [shard.object_key for shard in self.manifest.shards])
+                assert sum(lengths) == self.manifest.size
+            return self.manifest.samples
+
+        return read_all
+
+    def _stream(self, key: str) -> int:
+        place = urlsplit(f"{self.store.url}/{key}")
+        body = s3_client().get_object(Bucket=place.netloc, Key=place.path[1:])["Body"]
+        return sum(len(chunk) for chunk in body.iter_chunks(_STOCK_READ))
 
     def _ranges(self, epoch: int) -> list[tuple[str, int, int]]:
         reader = SampleReader(store=self.store, manifest=self.manifest)
