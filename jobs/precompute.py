@@ -40,18 +40,15 @@ def _repair(recipe: "Recipe", listed: "Sequence[ListedSet]", store: "ObjectStore
     from jobs.precompute_shards import run_work
     from pipeline.precompute.repair import find_broken, renew_manifests
 
-    broken = {
-        found.work.name: (one, found) for one in listed for found in find_broken(recipe, one, store=store)
-    }
-    if not broken:
-        return
+    repairs = [(one, find_broken(recipe, one, store=store)) for one in listed]
+    broken = {found.work.name: (one, found) for one, repair in repairs for found in repair.broken}
     shards = run_work(recipe, [(one, found.work) for one, found in broken.values()], repair=True)
     replaced = [
         found.object_key
         for name, (_, found) in broken.items()
         if shards[name].reference.object_key != found.object_key
     ]
-    renew_manifests(store, replaced)
+    renew_manifests(store, replaced=replaced, stale=[one.stale for _, one in repairs if one.stale])
 
 
 def _precompute(
@@ -62,19 +59,18 @@ def _precompute(
     before_manifest: Callable[[], None],
 ) -> None:
     from jobs.precompute_shards import compute_sets
-    from pipeline.precompute.sets import plan_set, standing_manifest
+    from pipeline.precompute.sets import plan_listed, standing_manifest
 
     to_do = []
-    for one in listed:
-        plan = plan_set(recipe, one, store=store)
+    for plan in plan_listed(recipe, listed, store=store):
         manifest = standing_manifest(recipe, plan, store=store)
         if manifest is None:
             to_do.append(plan)
             continue
-        note_on_job({f"cache_key.{one.set_name}": manifest.cache_key})
+        note_on_job({f"cache_key.{plan.set_name}": manifest.cache_key})
         where = f"{store.url}/{manifest.cache_key[:12]}…"
         logger.info(
-            "%s: reusing cache %s with %d samples, nothing to compute", one.set_name, where, manifest.samples
+            "%s: reusing cache %s with %d samples, nothing to compute", plan.set_name, where, manifest.samples
         )
     if to_do:
         compute_sets(recipe, to_do, store, before_manifest=before_manifest)

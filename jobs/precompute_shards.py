@@ -75,10 +75,12 @@ def run_work(
     if not work:
         return {}
     config = recipe.cache
+    # A repair computes shards of larger specifications, too, of which the recipe takes some blocks.
+    blocks = {*recipe.features.blocks, *(block for _, one in work for block in one.spec.features.blocks)}
     setup = WorkerSetup(
         ldm_source=recipe.ldm.source,
         ldm_digest=work[0][0].spec.ldm_digest,
-        features=recipe.features,
+        features=recipe.features.model_copy(update={"blocks": tuple(sorted(blocks))}),
         cache_url=config.url,
         workers=config.max_workers,
     )

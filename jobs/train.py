@@ -33,7 +33,9 @@ def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
     """
     from jobs.ray_training import train_on_ray
     from pipeline.training.run import BEST, TrainingRun
+    from pipeline.training.starting_weights import pinned_start
 
+    recipe = pinned_start(recipe)
     run = TrainingRun(recipe, label=place.label if place else None)
     run.check()
     recorded = run.recorded(parent_run_id=place.parent_run_id, title=place.title) if place else run.recorded()

@@ -34,6 +34,12 @@ class CommittedShard:
     column_rows: tuple[Index, ...]
     left_out: tuple[LeftOut, ...]
     environment: Environment
+    column_environments: tuple[Environment, ...] = ()
+
+    @property
+    def environments(self) -> tuple[Environment, ...]:
+        """Of the shard and of each column."""
+        return (self.environment, *self.column_environments)
 
     @classmethod
     def from_receipts(cls, receipt: Receipt, columns: Sequence[Receipt] = ()) -> "CommittedShard":
@@ -65,6 +71,7 @@ class CommittedShard:
             self,
             reference=self.reference.model_copy(update={"columns": columns}),
             column_rows=(*self.column_rows, column.rows),
+            column_environments=(*self.column_environments, column.environment),
         )
 
 

@@ -30,11 +30,7 @@ class Comparison(Config):
 
 
 def compare(store: ObjectStore, first: str, second: str) -> Comparison:
-    """Compare two specifications by their cache keys, field by field and shard by shard.
-
-    Raises:
-        UserError: a manifest cannot be read.
-    """
+    """Compare two specifications by their cache keys, field by field and shard by shard."""
     specs = read_spec(store, first), read_spec(store, second)
     ours, theirs = _named(store, first), _named(store, second)
     shared = ours.keys() & theirs.keys()

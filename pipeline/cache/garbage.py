@@ -10,9 +10,8 @@ from pipeline.cache import layout
 from pipeline.cache.cache_keys import SHORT_DIGITS, require_cache
 from pipeline.cache.inventory import read_spec
 from pipeline.cache.lease import LEASE_PREFIX, LeaseState, family
-from pipeline.cache.manifest import Manifest, RequestAnswer, read_manifest
+from pipeline.cache.manifest import Manifest, read_answer, read_manifest
 from pipeline.cache.receipt import read_receipt
-from pipeline.cache.sealed import unseal
 from pipeline.object_store.faults import UnavailableObjectError
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
@@ -205,7 +204,7 @@ class _Search:
     def _judge_requests(self) -> None:
         for key, info in self._held["request"].items():
             try:
-                answer = unseal(RequestAnswer, self._store.get(key))
+                answer = read_answer(self._store, key)
             except (KeyError, ValueError):  # gone since, or damaged, which `verify` tells
                 continue
             manifest = layout.manifest_key(answer.cache_key, answer.manifest_id)

@@ -11,9 +11,8 @@ from ldznet.errors import UserError
 from pipeline.cache import layout
 from pipeline.cache.cache_keys import list_cache_keys
 from pipeline.cache.committed_shard import ShardReference
-from pipeline.cache.manifest import Manifest, RequestAnswer, list_manifests, read_left_out
+from pipeline.cache.manifest import Manifest, RequestAnswer, list_manifests, read_answer, read_left_out
 from pipeline.cache.receipt import Environment
-from pipeline.cache.sealed import unseal
 from pipeline.cache.spec import CacheSpec
 from pipeline.object_store.store import ObjectStore
 
@@ -92,7 +91,7 @@ def summarise(store: ObjectStore) -> CacheSummary:
     """Every specification with what its manifests name. Manifests are held one at a time.
 
     Raises:
-        UserError: the URL holds no cache, or a manifest cannot be read.
+        UserError: the URL holds no cache.
     """
     keys = list_cache_keys(store)
     named: dict[str, int] = {}  # bytes by object key, over the whole cache
@@ -187,7 +186,7 @@ def describe(store: ObjectStore, cache_key: str) -> SpecDetails:
     """One specification and its manifests.
 
     Raises:
-        UserError: a manifest cannot be read.
+        UserError: a request is damaged.
         OSError: a manifest's list of what was left out is gone or damaged.
     """
     answers = [answer for answer in _answers(store) if answer.cache_key == cache_key]
@@ -204,7 +203,7 @@ def describe(store: ObjectStore, cache_key: str) -> SpecDetails:
 def _answers(store: ObjectStore) -> Iterator[RequestAnswer]:
     for info in store.list(layout.REQUEST_PREFIX):
         try:
-            yield unseal(RequestAnswer, store.get(info.key))
+            yield read_answer(store, info.key)
         except KeyError:
             continue
         except ValueError as error:

@@ -18,8 +18,8 @@ write was acknowledged shows that write. Folders shared by machines need that to
 
 A training only reads, and holds leases of the same kind (`reading_lease`) so that `collect --drop` leaves it its cache.
 
-A family is every numeric specification that differs in blocks and stored type alone: those whose shards a request may
-take over (`pipeline.cache.relation`), so a job need not tell beforehand which of them it will name.
+A family is every numeric specification whose shards a request may take over (`pipeline.cache.relation`): they differ in
+blocks, stored type and number of draws. So a job need not tell beforehand which of them it will name.
 """
 
 import errno
@@ -40,17 +40,20 @@ from pydantic import ValidationError
 from ldznet.config import Config
 from ldznet.errors import UserError
 from pipeline.cache.heartbeat import DEAD_AFTER_S, RENEW_EVERY_S, Heartbeat
+from pipeline.cache.relation import in_common
 from pipeline.cache.spec import CacheSpec, canonical_json
+from pipeline.object_store.faults import ObjectTooLargeError
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
 logger = logging.getLogger(__name__)
 
 LEASE_PREFIX: Final = "leases/"
 COLLECTING_KEY: Final = "leases/collecting.json"
+_CLOCK: Final = "clock-"
 
-_OWN_FEATURES: Final = {"blocks", "stored_dtype", "scale_group", "stored_from"}
 _POLL_S = 2.0
 _LONGEST_WAIT_S = 3600.0
+_LARGEST: Final = 1 << 16  # bytes of a lease
 
 
 class Holder(Config):
@@ -81,9 +84,8 @@ class LeaseState:
 
 
 def family(spec: CacheSpec) -> str:
-    """Names all specifications that differ from this one in blocks and stored type alone: 32 hexadecimal digits."""
-    fixed = spec.model_dump(mode="json", exclude={"content": True, "features": _OWN_FEATURES})
-    return hashlib.sha256(canonical_json(fixed).encode()).hexdigest()[:32]
+    """Names all specifications that this one may take shards from, or give some to: 32 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(in_common(spec)).encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -206,7 +208,7 @@ def _wait_for_collector(store: ObjectStore, *, longest_wait_s: float, poll_s: fl
 
 def store_time(store: ObjectStore) -> float:
     """What time the store's clock has: the time of an object written just now."""
-    key = f"{LEASE_PREFIX}clock-{secrets.token_hex(8)}.json"
+    key = f"{LEASE_PREFIX}{_CLOCK}{secrets.token_hex(8)}.json"
     store.put(key, b"{}\n")
     try:
         return _stat(store, key).modified
@@ -222,20 +224,24 @@ def _stat(store: ObjectStore, key: str) -> ObjectInfo:
 
 
 def list_leases(store: ObjectStore, *, now: float) -> list[LeaseState]:
-    """Every lease, live and dead, at this time of the store's clock."""
+    """Every lease, live and dead, at this time of the store's clock; dead ones of `store_time`, too."""
     states = []
     for info in store.list(LEASE_PREFIX):
         name, slash, _ = info.key.removeprefix(LEASE_PREFIX).partition("/")
+        live = now - info.modified <= DEAD_AFTER_S
         if slash:
-            live = now - info.modified <= DEAD_AFTER_S
             states.append(LeaseState(info=info, family=name, holder=_holder(store, info.key), live=live))
+        elif (
+            name.startswith(_CLOCK) and not live
+        ):  # of a process that was killed between writing and removing it
+            states.append(LeaseState(info=info, family="", holder=None, live=False))
     return states
 
 
 def _holder(store: ObjectStore, key: str) -> Holder | None:
     try:
-        return Holder.model_validate_json(store.get(key))
-    except (KeyError, ValidationError):  # released just now, or of another version
+        return Holder.model_validate_json(store.get(key, at_most=_LARGEST))
+    except (KeyError, ValidationError, ObjectTooLargeError):  # released just now, or none of ours
         return None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -15,10 +16,14 @@ from pipeline.cache.index import INDEX_DTYPE, Index, empty_rows, join_rows
 from pipeline.cache.receipt import Environment, LeftOut
 from pipeline.cache.sealed import seal, unseal
 from pipeline.cache.spec import CacheSpec, canonical_json
+from pipeline.object_store.faults import ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_DOCUMENT: Final = 2**20  # bytes; a specification or a request has a few thousand
 _LARGEST_MANIFEST: Final = 2**30  # bytes; half a thousand a shard
+_LARGEST_LEFT_OUT: Final = 2**16  # bytes; a line has a few hundred
 
 
 class Part(Config):
@@ -83,19 +88,19 @@ def write_manifest(
     shards: Sequence[CommittedShard],
 ) -> Manifest:
     """Write indexes, plain shard list and manifest, the manifest last. Equal shards, equal objects."""
-    environments = tuple(dict.fromkeys(_as_key(shard.environment) for shard in shards))
-    references = tuple(
-        shard.reference.model_copy(update={"environment": environments.index(_as_key(shard.environment))})
-        for shard in shards
-    )
+    environments = tuple(dict.fromkeys(_as_key(one) for shard in shards for one in shard.environments))
+    references = tuple(_numbered(shard, environments) for shard in shards)
     identity = [spec.key, dataset, split, *(shard.model_dump(mode="json") for shard in references)]
     manifest_id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
     left_out = [member for shard in shards for member in shard.left_out]
     shard_urls = "".join(f"{store.url}/{shard.object_key}\n" for shard in references)
 
     def write(key: str, body: bytes) -> Part:
-        store.create(key, body)
-        return Part(key=key, sha256=hashlib.sha256(body).hexdigest())
+        part = Part(key=key, sha256=hashlib.sha256(body).hexdigest())
+        # What stands there is of a run that was interrupted, or of one beside us: the same, or damaged.
+        if not store.create(key, body) and not is_sound_part(store, part, at_most=len(body)):
+            store.put(key, body)
+        return part
 
     store.create(layout.spec_key(spec.key), spec.canonical().encode())
     store.create(layout.shard_list_key(spec.key, manifest_id), shard_urls.encode())
@@ -119,6 +124,16 @@ def write_manifest(
     )
     store.create(layout.manifest_key(spec.key, manifest_id), seal(manifest))
     return manifest
+
+
+def _numbered(shard: CommittedShard, environments: Sequence[str]) -> ShardReference:
+    """The reference, with the positions of its environments in the manifest's list."""
+    own, *others = (environments.index(_as_key(one)) for one in shard.environments)
+    columns = tuple(
+        column.model_copy(update={"environment": number})
+        for column, number in zip(shard.reference.columns, others, strict=True)
+    )
+    return shard.reference.model_copy(update={"environment": own, "columns": columns})
 
 
 def _as_key(environment: Environment) -> str:
@@ -156,12 +171,16 @@ def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Ma
 
 
 def list_manifests(store: ObjectStore, cache_key: str) -> Iterator[Manifest]:
-    """Every manifest of one specification."""
+    """Every manifest of one specification that can be read. A damaged one is told in the log, and is another's care."""
     prefix = layout.manifest_prefix(cache_key)
     for info in store.list(prefix):
         if info.key.endswith(".json"):
             manifest_id = info.key.removeprefix(prefix).removesuffix(".json")
-            manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
+            try:
+                manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
+            except UserError as error:
+                logger.warning("left out: %s", error)
+                continue
             if manifest is not None:
                 yield manifest
 
@@ -184,7 +203,10 @@ def _read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> M
     except KeyError:
         return None
     except ValueError as error:
-        raise UserError(f"{store.url}/{key} is not a manifest that this version reads: {error}") from error
+        raise UserError(
+            f"{store.url}/{key} is not a manifest that this version reads: {error}; "
+            "`ldznet precompute RECIPE --repair` with the recipe that it answers writes it anew"
+        ) from error
     if (manifest.manifest_id, manifest.cache_key) != (manifest_id, cache_key):
         raise UserError(f"{store.url}/{key} is the manifest of something else: remove it")
     own = layout.manifest_prefix(cache_key)
@@ -198,22 +220,34 @@ def _read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> M
 
 def read_index(store: ObjectStore, manifest: Manifest) -> Index:
     """The manifest's index, checked against its hash."""
-    return np.frombuffer(_read_index_part(store, manifest, manifest.index), dtype=INDEX_DTYPE)
+    return np.frombuffer(read_part_of(store, manifest, manifest.index), dtype=INDEX_DTYPE)
 
 
 def read_column_indexes(store: ObjectStore, manifest: Manifest) -> tuple[Index, ...]:
     """The indexes of further blocks, row by row beside the samples' own."""
-    parts = (_read_index_part(store, manifest, part) for part in manifest.column_indexes)
+    parts = (read_part_of(store, manifest, part) for part in manifest.column_indexes)
     return tuple(np.frombuffer(part, dtype=INDEX_DTYPE) for part in parts)
 
 
-def _read_index_part(store: ObjectStore, manifest: Manifest, part: Part) -> bytes:
-    return read_part(store, part, at_most=manifest.samples * INDEX_DTYPE.itemsize)
+def read_part_of(store: ObjectStore, manifest: Manifest, part: Part) -> bytes:
+    """One of a manifest's own parts, no larger than what the manifest counts.
+
+    Raises:
+        OSError: it is gone or damaged.
+    """
+    return read_part(store, part, at_most=largest_size(manifest, part))
+
+
+def largest_size(manifest: Manifest, part: Part) -> int:
+    """Bytes that a part may have, by what the manifest counts."""
+    if part == manifest.left_out:
+        return (manifest.failed + manifest.filtered) * _LARGEST_LEFT_OUT
+    return manifest.samples * INDEX_DTYPE.itemsize
 
 
 def read_left_out(store: ObjectStore, manifest: Manifest) -> Iterator[tuple[int, LeftOut]]:
     """Every member that the manifest's shards left out, with the shard's position."""
-    for line in read_part(store, manifest.left_out).splitlines():
+    for line in read_part_of(store, manifest, manifest.left_out).splitlines():
         member = json.loads(line)
         yield member.pop("shard"), LeftOut.model_validate(member)
 
@@ -233,10 +267,11 @@ def committed_shards(store: ObjectStore, manifest: Manifest) -> Iterator[Committ
             column_rows=tuple(column[rows] for column in columns[: len(shard.columns)]),
             left_out=tuple(left_out.get(number, ())),
             environment=manifest.environments[shard.environment],
+            column_environments=tuple(manifest.environments[one.environment] for one in shard.columns),
         )
 
 
-def read_part(store: ObjectStore, part: Part, *, at_most: int = _LARGEST_MANIFEST) -> bytes:
+def read_part(store: ObjectStore, part: Part, *, at_most: int) -> bytes:
     """An object of a manifest, checked against its hash.
 
     Raises:
@@ -251,6 +286,17 @@ def read_part(store: ObjectStore, part: Part, *, at_most: int = _LARGEST_MANIFES
     return data
 
 
+def is_sound_part(store: ObjectStore, part: Part, *, at_most: int) -> bool:
+    """Whether an object of a manifest is there, unchanged."""
+    try:
+        read_part(store, part, at_most=at_most)
+    except UnavailableObjectError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 def answer_request(
     store: ObjectStore, request_digest: str, manifest: Manifest, *, run_id: str | None = None
 ) -> None:
@@ -263,13 +309,21 @@ def find_answer(store: ObjectStore, request_digest: str) -> RequestAnswer | None
     """What answers a request, or None where nothing was computed for it."""
     key = layout.request_key(request_digest)
     try:
-        return unseal(RequestAnswer, store.get(key, at_most=_LARGEST_DOCUMENT))
+        return read_answer(store, key)
     except KeyError:
         return None
     except ValueError as error:
         raise UserError(
             f"{store.url}/{key} is damaged: remove it and run `ldznet precompute` again"
         ) from error
+
+
+def read_answer(store: ObjectStore, key: str) -> RequestAnswer:
+    """What lies under a request's key. `KeyError` where nothing does, `ValueError` where it is damaged."""
+    try:
+        return unseal(RequestAnswer, store.get(key, at_most=_LARGEST_DOCUMENT))
+    except ObjectTooLargeError as error:
+        raise ValueError(str(error)) from error
 
 
 def find_manifest(store: ObjectStore, request_digest: str) -> Manifest | None:

@@ -13,14 +13,14 @@ from pipeline.cache.committed_shard import CommittedShard, ShardReference
 from pipeline.cache.index import Index, member_key
 from pipeline.cache.manifest import (
     Manifest,
-    Part,
-    RequestAnswer,
     answer_request,
-    read_part,
+    is_sound_part,
+    largest_size,
+    read_answer,
     write_manifest,
 )
 from pipeline.cache.receipt import Receipt, SampleSpan, read_receipt, read_receipts
-from pipeline.cache.sealed import seal, unseal
+from pipeline.cache.sealed import seal
 from pipeline.cache.shard_check import is_sound
 from pipeline.object_store.faults import UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
@@ -152,7 +152,8 @@ def renew_manifest(store: ObjectStore, manifest: Manifest) -> Manifest:
         OSError: a receipt is gone or damaged.
     """
     parts = (manifest.index, *manifest.column_indexes, manifest.left_out)
-    _remove(store, [part.key for part in parts if not _is_sound_part(store, part)])
+    bad = [part for part in parts if not is_sound_part(store, part, at_most=largest_size(manifest, part))]
+    _remove(store, [part.key for part in bad])
     _remove(store, [layout.shard_list_key(manifest.cache_key, manifest.manifest_id)])
     receipts = _receipts_of(store, manifest)
     renewed = write_manifest(
@@ -192,21 +193,11 @@ def _receipts_of(store: ObjectStore, manifest: Manifest) -> dict[tuple[str, str]
     return receipts
 
 
-def _is_sound_part(store: ObjectStore, part: Part) -> bool:
-    try:
-        read_part(store, part)
-    except UnavailableObjectError:
-        raise
-    except OSError:
-        return False
-    return True
-
-
 def _redirect(store: ObjectStore, old: Manifest, new: Manifest) -> None:
     """Requests first, then the old manifest, then its parts: killed anywhere, no request leads nowhere."""
     for info in store.list(layout.REQUEST_PREFIX):
         try:
-            answer = unseal(RequestAnswer, store.get(info.key))
+            answer = read_answer(store, info.key)
         except (KeyError, ValueError):  # gone since, or damaged, which `verify` tells
             continue
         if (answer.cache_key, answer.manifest_id) == (old.cache_key, old.manifest_id):

@@ -1,12 +1,16 @@
 """What one numeric specification can take over from another's shards."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from pipeline.cache.spec import CacheSpec
 
 _LOSSLESS: Final = "fp32"  # holds every compute dtype exactly, and latents, which are always computed in fp32
-_MAY_DIFFER: Final = {"blocks", "stored_dtype", "scale_group", "stored_from"}
+_MAY_DIFFER: Final[dict[str, Any]] = {
+    "content": True,
+    "features": {"blocks", "stored_dtype", "scale_group", "stored_from"},
+    "policy": {"draws"},  # a draw is the same however many there are
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +33,7 @@ def relate(wanted: CacheSpec, have: CacheSpec) -> Relation | None:
     A conversion gives the very bytes of a direct computation when the source holds what was computed exactly; one
     that rounds twice is another specification, which names its source (`features.stored_from`).
     """
-    fixed = {"features": _MAY_DIFFER, "policy": {"draws"}}  # a draw is the same however many there are
-    if wanted.content != "samples" or wanted.model_dump(exclude=fixed) != have.model_dump(exclude=fixed):
+    if (wanted.content, have.content) != ("samples", "samples") or in_common(wanted) != in_common(have):
         return None
     ours, theirs = wanted.features, have.features
     stored = (theirs.stored_dtype, theirs.scale_group, theirs.stored_from)
@@ -43,6 +46,11 @@ def relate(wanted: CacheSpec, have: CacheSpec) -> Relation | None:
         shared_blocks=tuple(block for block in ours.blocks if block in theirs.blocks),
         missing_blocks=tuple(block for block in ours.blocks if block not in theirs.blocks),
     )
+
+
+def in_common(spec: CacheSpec) -> dict[str, Any]:
+    """What every specification has that shards may be taken over from; see `pipeline.cache.lease` for such families."""
+    return spec.model_dump(mode="json", exclude=_MAY_DIFFER)
 
 
 def with_blocks(spec: CacheSpec, blocks: tuple[int, ...]) -> CacheSpec:

@@ -51,6 +51,11 @@ class TimestepConfig(Config):
             )
         if self.grid is not None and list(self.grid) != sorted(set(self.grid)):
             raise ValueError("grid must rise, each timestep once, such as [100, 200, 300]")
+        bounds = type(self).model_fields["low"].default, type(self).model_fields["high"].default
+        if (
+            self.grid is not None and (self.low, self.high) != bounds
+        ):  # they would change the key, and no byte
+            raise ValueError("grid names every timestep: leave low and high out")
         return self
 
 

@@ -15,12 +15,12 @@ from pipeline.cache import layout
 from pipeline.cache.cache_keys import list_cache_keys
 from pipeline.cache.index import INDEX_DTYPE, Index
 from pipeline.cache.inventory import list_manifest_ids, read_spec
-from pipeline.cache.manifest import Manifest, Part, RequestAnswer, read_manifest, read_part
-from pipeline.cache.sealed import unseal
+from pipeline.cache.manifest import Manifest, Part, read_answer, read_manifest, read_part_of
 from pipeline.cache.shard_check import Fault, ShardChecked, ShardToCheck, check_shard, rows_digest
-from pipeline.object_store.faults import UnavailableObjectError
+from pipeline.object_store.faults import ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
 
+_LONGEST_PLACE = 4096  # bytes of a URL before an object's key
 _UNREADABLE_IN_A_ROW = 16  # then it is the store, and not this shard or that
 
 
@@ -184,8 +184,8 @@ def _shards_to_check(
 ) -> list[ShardToCheck]:
     """The shards at these positions and their columns; what is wrong with the manifest's parts goes to `faults`."""
     parts = (manifest.index, *manifest.column_indexes)
-    indexes = [_rows_of_part(store, part, faults) for part in parts]
-    _read_part(store, manifest.left_out, faults)
+    indexes = [_rows_of_part(store, manifest, part, faults) for part in parts]
+    _read_part(store, manifest, manifest.left_out, faults)
     _check_shard_list(store, manifest, faults)
     starts = [0]
     for shard in manifest.shards:
@@ -200,14 +200,14 @@ def _shards_to_check(
     return list(to_check.values())
 
 
-def _rows_of_part(store: ObjectStore, part: Part, faults: list[Fault]) -> Index | None:
-    data = _read_part(store, part, faults)
+def _rows_of_part(store: ObjectStore, manifest: Manifest, part: Part, faults: list[Fault]) -> Index | None:
+    data = _read_part(store, manifest, part, faults)
     return None if data is None else np.frombuffer(data, dtype=INDEX_DTYPE)
 
 
-def _read_part(store: ObjectStore, part: Part, faults: list[Fault]) -> bytes | None:
+def _read_part(store: ObjectStore, manifest: Manifest, part: Part, faults: list[Fault]) -> bytes | None:
     try:
-        return read_part(store, part)
+        return read_part_of(store, manifest, part)
     except UnavailableObjectError:
         raise
     except OSError as error:
@@ -219,12 +219,15 @@ def _read_part(store: ObjectStore, part: Part, faults: list[Fault]) -> bytes | N
 def _check_shard_list(store: ObjectStore, manifest: Manifest, faults: list[Fault]) -> None:
     """The plain list's URLs may be of another place (a bucket that was copied); their ends are the shards' keys."""
     key = layout.shard_list_key(manifest.cache_key, manifest.manifest_id)
+    named = [shard.object_key.encode() for shard in manifest.shards]
     try:
-        lines = store.get(key).splitlines()
+        lines = store.get(key, at_most=sum(map(len, named)) + len(named) * _LONGEST_PLACE).splitlines()
     except KeyError:
         faults.append(Fault(object_key=key, what="gone", detail="the plain list of shards"))
         return
-    named = [shard.object_key.encode() for shard in manifest.shards]
+    except ObjectTooLargeError as error:
+        faults.append(Fault(object_key=key, what="damaged", detail=str(error)))
+        return
     if len(lines) != len(named) or not all(map(bytes.endswith, lines, named)):
         faults.append(Fault(object_key=key, what="damaged", detail="it does not list the manifest's shards"))
 
@@ -234,7 +237,7 @@ def _check_requests(store: ObjectStore, cache_key: str | None, faults: list[Faul
     named: set[str] = set()
     for info in store.list(layout.REQUEST_PREFIX):
         try:
-            answer = unseal(RequestAnswer, store.get(info.key))
+            answer = read_answer(store, info.key)
         except KeyError:
             continue
         except ValueError as error:

@@ -24,6 +24,7 @@ class OriginalSamples:
     def __init__(self, *, data: DataConfig, split: str) -> None:
         self._data = data
         self._split = split
+        self._digests: dict[str, str | None] = {}  # of photos, by key
         self._photo_at = lru_cache(maxsize=_PHOTOS_KEPT)(self._load_photo)
 
     def photo(self, facts: Mapping[str, Any]) -> Image.Image:
@@ -32,7 +33,7 @@ class OriginalSamples:
         Raises:
             UserError: the data set is away, or the photo is not the one that the cache was computed from.
         """
-        return self._photo_at(self._sample(facts).image, str(facts["image_digest"]))
+        return self._photo_at(self._samples_of(facts)[0].image, str(facts["image_digest"]))
 
     def mask(self, facts: Mapping[str, Any], cached: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The mask of a cached sample at the photo's own size, `H,W`.
@@ -48,14 +49,14 @@ class OriginalSamples:
         assert (view.left, view.top) == (0, 0), (
             "a squash view is the whole photo, so it tells the photo's size"
         )
-        sample = self._sample(facts)
-        try:
-            mask = sample.mask.decode(self._dataset.store.get, width=view.width, height=view.height)
-        except (DataFault, KeyError) as error:
-            raise self._changed(f"the mask of {sample.label_id}: {error}") from error
-        if not np.array_equal(apply_to_mask(mask, view), cached):
-            raise self._changed(f"the mask of {sample.label_id} is another one")
-        return mask
+        for sample in self._samples_of(facts):
+            try:
+                mask = sample.mask.decode(self._dataset.store.get, width=view.width, height=view.height)
+            except (DataFault, KeyError) as error:
+                raise self._changed(f"the mask of {sample.label_id}: {error}") from error
+            if np.array_equal(apply_to_mask(mask, view), cached):
+                return mask
+        raise self._changed(f"the mask of {facts['label_id']} is another one")
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -65,11 +66,27 @@ class OriginalSamples:
     def _samples(self) -> dict[str, Sample]:
         return {sample.label_id: sample for sample in self._dataset.samples(self._split)}
 
-    def _sample(self, facts: Mapping[str, Any]) -> Sample:
-        sample = self._samples.get(str(facts["label_id"]))
-        if sample is None or sample.phrase != facts["phrase"]:
-            raise self._changed(f"there is no {facts['label_id']} with the phrase {facts['phrase']!r}")
-        return sample
+    def _samples_of(self, facts: Mapping[str, Any]) -> list[Sample]:
+        """By its id; else by its content, which is what the cache goes by: files may have other names since."""
+        label, phrase = str(facts["label_id"]), facts["phrase"]
+        sample = self._samples.get(label)
+        if sample is not None and sample.phrase == phrase:
+            return [sample]
+        alike = [one for one in self._samples.values() if one.phrase == phrase]
+        alike = [one for one in alike if self._digest(one.image) == facts["image_digest"]]
+        if not alike:
+            raise self._changed(
+                f"there is no {label} with the phrase {phrase!r}, nor another such on that photo"
+            )
+        return alike
+
+    def _digest(self, key: str) -> str | None:
+        if key not in self._digests:
+            try:
+                self._digests[key] = hashlib.sha256(self._dataset.store.get(key)).hexdigest()
+            except KeyError:
+                self._digests[key] = None
+        return self._digests[key]
 
     def _load_photo(self, key: str, digest: str) -> Image.Image:
         try:

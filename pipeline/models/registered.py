@@ -1,5 +1,6 @@
 """Trained networks in MLflow's model registry: put there with what serving them needs, and found again."""
 
+import atexit
 import base64
 import importlib.metadata
 import io
@@ -8,8 +9,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import ldznet
 from ldznet.builtin_models import WEIGHTS, builtin_folder
@@ -87,7 +92,8 @@ def resolve_model(
     Args:
         reference: A folder, `builtin:NAME`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         tracking_uri: Where the registry is; MLFLOW_TRACKING_URI unless told.
-        folder: Where a model that is not on this machine is downloaded to; a temporary folder unless told.
+        folder: Where a model that is not on this machine is downloaded to; unless told, a temporary folder, once a
+            process, which removes it as it ends.
 
     Raises:
         UserError: No such folder, model, alias or version, or no registry to ask.
@@ -100,13 +106,35 @@ def resolve_model(
         if not Path(text).is_dir():
             raise UserError(f"there is no model folder {text}: give one, or models:/NAME@ALIAS")
         return Path(text)
+    match, uri = _asked(text, tracking_uri)
+    with _told(match, uri):
+        version = _asked_version(match, uri)
+        name = match["name"]
+        packed = _download(uri, name, version, folder) if folder else _downloaded(uri, name, version)
+    return _model_folder(packed, text)
+
+
+def pinned(reference: str, tracking_uri: str | None = None) -> str:
+    """A reference that goes on naming the same model when an alias is moved: `models:/NAME@ALIAS` by its version.
+
+    Raises:
+        UserError: as `resolve_model`.
+    """
+    if not reference.startswith("models:"):
+        return reference
+    match, uri = _asked(reference, tracking_uri)
+    with _told(match, uri):
+        return f"models:/{match['name']}/{_asked_version(match, uri)}"
+
+
+def _asked(text: str, tracking_uri: str | None) -> tuple[re.Match[str], str]:
     match = _REFERENCE.fullmatch(text)
     if match is None:
         raise UserError(f"{text!r} names no model: write models:/NAME@ALIAS or models:/NAME/VERSION")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError(f"where is {text}? Give --tracking-uri or set MLFLOW_TRACKING_URI")
-    return _model_folder(_fetch(match, check_store(uri), folder), text)
+    return match, check_store(uri)
 
 
 def _log(client: "MlflowClient", run_id: str, model_folder: Path, *, name: str) -> "LoggedModel":
@@ -181,26 +209,39 @@ def _register(client: "MlflowClient", logged: "LoggedModel", *, name: str, diges
     return str(made.version)
 
 
-def _fetch(match: re.Match[str], uri: str, folder: Path | None) -> Path:
-    """The artifact of the version that the reference names, on this machine."""
-    name, alias, version = match["name"], match["alias"], match["version"]
+@contextmanager
+def _told(match: re.Match[str], uri: str) -> Iterator[None]:
+    """What MLflow refuses, as the user's mistake."""
     try:
-        client = open_client(uri)
-        from mlflow.artifacts import download_artifacts
-
-        found = (
-            client.get_model_version_by_alias(name, alias)
-            if alias is not None
-            else client.get_model_version(name, version)
-        )
-        location = client.get_model_version_download_uri(name, found.version)
-        # An artifact of this machine is used where it lies, unless a folder for it was given.
-        destination = None if folder is None else str(folder)
-        place = download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=uri)
+        yield
     except tracking_failures() as error:
         reason = redacted_text(str(error).strip().partition("\n")[0])
         raise UserError(f"{match[0]} was not found at {redacted_text(uri)}: {reason}") from error
-    return Path(place)
+
+
+def _asked_version(match: re.Match[str], uri: str) -> str:
+    if match["alias"] is None:
+        return match["version"]
+    return str(open_client(uri).get_model_version_by_alias(match["name"], match["alias"]).version)
+
+
+@cache
+def _downloaded(uri: str, name: str, version: str) -> Path:
+    """The artifact where it lies, if it is this machine's; else one copy, for as long as this process lives."""
+    location = open_client(uri).get_model_version_download_uri(name, version)
+    if urlsplit(location).scheme in {"", "file"}:
+        return _download(uri, name, version, None)
+    folder = tempfile.mkdtemp(prefix="ldznet-registered-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return _download(uri, name, version, Path(folder))
+
+
+def _download(uri: str, name: str, version: str, folder: Path | None) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    location = open_client(uri).get_model_version_download_uri(name, version)
+    destination = None if folder is None else str(folder)
+    return Path(download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=uri))
 
 
 def _model_folder(packed: Path, text: str) -> Path:

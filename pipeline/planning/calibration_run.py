@@ -163,7 +163,7 @@ def _shape(spec: CacheSpec) -> tuple[int, int]:
 def _networks(recipe: Recipe) -> Iterator[Networks]:
     """The recipe's whole frozen LDM, where and as a worker would run it."""
     features = recipe.features
-    on_gpu = torch.cuda.is_available() and recipe.cache.gpus_per_worker > 0
+    on_gpu = torch.cuda.is_available()
     ldm = FrozenLDM.from_pretrained(
         resolve_ldm(recipe.ldm.source),
         device="cuda" if on_gpu else "cpu",

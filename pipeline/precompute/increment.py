@@ -5,7 +5,7 @@ converted to another stored type. Of what remains, fresh shards are cut.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,9 +66,22 @@ class Increment:
 
 
 def plan_increment(
-    table: MemberTable, *, spec: CacheSpec, samples_per_shard: int, store: ObjectStore
+    table: MemberTable,
+    *,
+    spec: CacheSpec,
+    samples_per_shard: int,
+    store: ObjectStore,
+    elsewhere: Collection[tuple[str, str]] = (),
 ) -> Increment:
-    """Take over what is there, and cut the rest into fresh shards."""
+    """Take over what is there, and cut the rest into fresh shards.
+
+    Args:
+        table: the members.
+        spec: their numeric specification.
+        samples_per_shard: of fresh shards.
+        store: the cache.
+        elsewhere: names of work that is another set's, whose receipts need no look.
+    """
     claims = _Claims(table, together=spec.policy.is_grid)
     kept: list[KeptShard] = []
     named: set[str] = set()
@@ -92,6 +105,7 @@ def plan_increment(
         )
 
     fresh = cut()
+    named |= {number for cache_key, number in elsewhere if cache_key == spec.key}
     for shard in _unnamed(store, spec, fresh, named):
         rows = claims.take(shard)
         if rows is not None:
@@ -171,8 +185,8 @@ def _unnamed(
 ) -> Iterator[CommittedShard]:
     """Shards that an interrupted run committed for members that the data set lists otherwise by now.
 
-    Only where there is work, and only those that are neither planned nor named by a manifest: a plain resume over
-    many finished shards lists receipts, page by page, and reads none.
+    Only where there is work, and only those that are neither planned, here or for another set, nor named by a manifest:
+    a plain resume over many finished shards lists receipts, page by page, and reads none.
     """
     committed = committed_ids(store, spec)
     planned = {shard.shard_id for shard in fresh}

@@ -19,12 +19,13 @@ from pipeline.cache.manifest import (
 from pipeline.cache.member_table import key_numbers
 from pipeline.cache.mending import renew_manifest
 from pipeline.cache.plan import PlannedShard, shard_id
-from pipeline.cache.receipt import read_receipt
+from pipeline.cache.relation import relate
+from pipeline.cache.spec import CacheSpec
 from pipeline.cache.verification import verify_manifest
 from pipeline.object_store.store import ObjectStore
 from pipeline.precompute.increment import PlannedWork
 from pipeline.precompute.sets import ListedSet
-from pipeline.precompute.shard_repair import BrokenShard, repair_needs, restore_receipts
+from pipeline.precompute.shard_repair import BrokenShard, member_keys, repair_needs, restore_receipts
 from pipeline.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,15 @@ class BrokenWork:
     object_key: str
 
 
-def find_broken(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> list[BrokenWork]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetRepair:
+    """What is left to do for a set whose cache was verified."""
+
+    broken: tuple[BrokenWork, ...] = ()
+    stale: Manifest | None = None  # not as its shards' receipts are, to be renewed when they are mended
+
+
+def find_broken(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> SetRepair:
     """Verify every byte of a set's standing cache, mend what needs no computation, and return what does.
 
     Raises:
@@ -46,7 +55,7 @@ def find_broken(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> lis
     """
     manifest = _readable_manifest(recipe, listed, store=store)
     if manifest is None:
-        return []
+        return SetRepair()
     faults = list(verify_manifest(store, manifest))
     for fault in faults:
         logger.warning("%s: %s: %s", fault.object_key, fault.what, fault.detail)
@@ -57,7 +66,10 @@ def find_broken(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> lis
     restore_receipts(store, needs.receipts)
     if not needs.any:
         logger.info("%s: all %d shards are sound", listed.set_name, len(manifest.shards))
-    return [_work(listed, broken, store=store) for broken in needs.broken]
+    return SetRepair(
+        broken=tuple(_work(listed, broken, store=store) for broken in needs.broken),
+        stale=manifest if needs.manifest else None,
+    )
 
 
 def _readable_manifest(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> Manifest | None:
@@ -90,32 +102,34 @@ def _work(listed: ListedSet, broken: BrokenShard, *, store: ObjectStore) -> Brok
             f"all there any more; `ldznet cache collect --drop {reference.cache_key[:12]}` gives the cache up"
         )
     planned = PlannedShard(shard_id=reference.shard_id, rows=rows, draw=reference.draw)
-    source = _source(store, spec.key, reference.shard_id) if spec.features.stored_from else None
+    source = _source(store, spec, broken) if spec.features.stored_from else None
     work = PlannedWork(spec=spec, shard=planned, source=source)
     return BrokenWork(work=work, object_key=reference.object_key)
 
 
-def _source(store: ObjectStore, cache_key: str, converted: str) -> CommittedShard:
-    receipt = read_receipt(store, cache_key=cache_key, shard_id=converted)
-    named = receipt.converted_from if receipt else None
-    if named is not None:
-        for manifest in list_manifests(store, layout.cache_key_of(named)):
+def _source(store: ObjectStore, spec: CacheSpec, broken: BrokenShard) -> CommittedShard:
+    """The shard that a broken one was converted from: of the same members, in the stored type of its specification."""
+    for have in list_specs(store):
+        relation = relate(spec, have)
+        if relation is None or not relation.convert or relation.missing_blocks:
+            continue
+        for manifest in list_manifests(store, have.key):
             for shard in committed_shards(store, manifest):
-                if shard.reference.object_key == named:
+                if member_keys(shard) == broken.member_keys:
                     return shard
     raise UserError(
-        f"shard {converted} was converted from one that is not there any more: "
-        f"`ldznet cache collect --drop {cache_key[:12]}` gives this cache up"
+        f"shard {broken.reference.shard_id} was converted from one in {spec.features.stored_from} that is not there "
+        f"any more: `ldznet cache collect --drop {spec.key[:12]}` gives this cache up"
     )
 
 
-def renew_manifests(store: ObjectStore, replaced: Iterable[str]) -> None:
-    """Renew every manifest that names an object which a repair has replaced by another."""
-    gone = set(replaced)
-    if not gone:
+def renew_manifests(store: ObjectStore, *, replaced: Iterable[str], stale: Iterable[Manifest]) -> None:
+    """Renew every manifest that names an object which a repair has replaced by another, and those known to be stale."""
+    gone, known = set(replaced), {manifest.manifest_id for manifest in stale}
+    if not gone | known:
         return
     for manifest in list(_all_manifests(store)):
-        if gone & set(manifest.object_keys):
+        if manifest.manifest_id in known or gone & set(manifest.object_keys):
             renew_manifest(store, manifest)
             logger.info("manifest %s is renewed", manifest.manifest_id)
 

@@ -1,7 +1,7 @@
 """Precompute of one set: list members, plan shards, have the missing ones computed, write the manifest."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from ldznet.errors import UserError
@@ -84,8 +84,16 @@ def list_sets(recipe: Recipe) -> Iterator[ListedSet]:
 
 def plan_sets(recipe: Recipe, *, store: ObjectStore) -> Iterator[SetPlan]:
     """List and plan the sets of a recipe, one by one."""
-    for listed in list_sets(recipe):
-        yield plan_set(recipe, listed, store=store)
+    yield from plan_listed(recipe, list_sets(recipe), store=store)
+
+
+def plan_listed(recipe: Recipe, listed: Iterable[ListedSet], *, store: ObjectStore) -> Iterator[SetPlan]:
+    """Plan sets that are listed, one by one."""
+    elsewhere: set[ShardName] = set()
+    for one in listed:
+        plan = plan_set(recipe, one, store=store, elsewhere=elsewhere)
+        elsewhere.update(work.name for work in plan.increment.work)
+        yield plan
 
 
 def _check_timesteps(recipe: Recipe, set_name: str, ldm: FrozenLDM) -> None:
@@ -139,10 +147,17 @@ def samples_per_shard(recipe: Recipe, listed: ListedSet) -> int:
     return max(1, recipe.cache.shard_mebibytes * 2**20 // listed.sample_bytes)
 
 
-def plan_set(recipe: Recipe, listed: ListedSet, *, store: ObjectStore) -> SetPlan:
-    """Take over what the cache holds of a set, and cut the rest into shards."""
-    per_shard = samples_per_shard(recipe, listed)
-    increment = plan_increment(listed.table, spec=listed.spec, samples_per_shard=per_shard, store=store)
+def plan_set(
+    recipe: Recipe, listed: ListedSet, *, store: ObjectStore, elsewhere: Collection[ShardName] = ()
+) -> SetPlan:
+    """Take over what the cache holds of a set, and cut the rest into shards; `elsewhere`: work of other sets."""
+    increment = plan_increment(
+        listed.table,
+        spec=listed.spec,
+        samples_per_shard=samples_per_shard(recipe, listed),
+        store=store,
+        elsewhere=elsewhere,
+    )
     _refuse_what_has_no_source(listed.set_name, listed.spec, increment)
     known = {field.name: getattr(listed, field.name) for field in fields(ListedSet)}
     return SetPlan(**known, increment=increment)
@@ -257,7 +272,7 @@ def _joined(kept: KeptShard, committed: Mapping[ShardName, CommittedShard]) -> C
 
 def _tell_of_other_hardware(plan: SetPlan, shards: Iterable[CommittedShard]) -> None:
     """An increment or a repair elsewhere may round otherwise: say what differs."""
-    first, *others = {shard.environment.model_dump_json(): shard.environment for shard in shards}.values()
+    first, *others = {one.model_dump_json(): one for shard in shards for one in shard.environments}.values()
     for other in others:
         logger.warning(
             "%s: shards were computed on unequal systems, so that equal inputs may differ in the last bits: %s",

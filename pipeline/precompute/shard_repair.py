@@ -70,13 +70,14 @@ def repair_needs(store: ObjectStore, manifest: Manifest, faults: Iterable[Fault]
             whats = hit.get(part.object_key, set())
             # A column's receipt holds what the manifest does not tell: it is made by computing the column again.
             if whats & _OF_OBJECTS or (whats & _OF_RECEIPTS and part is not shard.reference):
-                broken.append(BrokenShard(reference=part, member_keys=_member_keys(shard)))
+                broken.append(BrokenShard(reference=part, member_keys=member_keys(shard)))
             elif whats & _OF_RECEIPTS:
                 receipts.append(shard)
     return RepairNeeds(broken=tuple(broken), receipts=tuple(receipts), manifest=of_manifest)
 
 
-def _member_keys(shard: CommittedShard) -> tuple[str, ...]:
+def member_keys(shard: CommittedShard) -> tuple[str, ...]:
+    """Of all its members, those left out included, in order."""
     there = (member_key(shard.rows, row) for row in range(len(shard.rows)))
     return tuple(sorted({*there, *(member.key for member in shard.left_out)}))
 
@@ -144,7 +145,8 @@ def _told(mended: Mended) -> Receipt:
         logger.warning(
             "shard %s came out with other bytes than the first time and has a new object: %s",
             shard_id,
-            mended.difference or "the systems are equal as far as they are recorded",
+            mended.difference
+            or "the systems are equal as far as they are recorded; do the data set's files have other names now?",
         )
     else:
         logger.info("shard %s: %s", shard_id, mended.how)

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ldznet.config import Config
+from ldznet.errors import UserError
 from pipeline.held_folder import held_folder
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 from pipeline.training import ranks
@@ -84,10 +85,17 @@ class CheckpointStore:
         left = [info.key for info in self._store.list("step-") if not _belongs(info.key, sealed)]
         for key in left:
             self._store.delete(key)
-        self._store.discard_unfinished(older_than_s=0)
+        self._discard_unfinished()
         if left:
             logger.info("removed %d objects of checkpoints that were never whole", len(left))
         return len(left)
+
+    def _discard_unfinished(self) -> None:
+        """Uploads in parts that were never finished are no objects: who may not list them leaves them to the bucket."""
+        try:
+            self._store.discard_unfinished(older_than_s=0)
+        except UserError as error:
+            logger.info("unfinished uploads stay until the bucket's own rule removes them: %s", error)
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:

@@ -76,7 +76,7 @@ class TrainConfig(Config):
     checkpoint_every: Positive | None = Field(default=1000, description="steps; null: at the end only")
     keep_checkpoints: Positive = 2
     log_every: Positive = 1
-    best_metric: str = "miou"
+    best_metric: Literal["miou", "iou_fg", "ap"] = "miou"
     best_is: Literal["highest", "lowest"] = "highest"
     patience: Positive | None = Field(
         default=None, description="stop after so many validations in a row without a better `best_metric`"

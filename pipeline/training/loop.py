@@ -126,6 +126,11 @@ class TrainLoop:
         self._observer = observer if ranks.rank() == 0 else None
         self._identity = f"{config.identity()}-{identity}"
         self._total = config.total_steps(len(source))
+        if config.warmup_steps >= self._total > 1:
+            raise UserError(
+                f"train.warmup_steps={config.warmup_steps} leaves nothing of the {self._total} steps that "
+                f"train.epochs={config.epochs} makes: lower it"
+            )
         self._position = Position()
         self._progress = Progress()
         self._meter = _Meter()

@@ -57,6 +57,7 @@ def training_identity(recipe: Recipe) -> str:
         "train": recipe.train.identity(),
         "length": [recipe.train.steps, recipe.train.epochs],  # the schedule follows from it
         "data": recipe.request_digest(recipe.train_on),
+        "validation": recipe.request_digest(recipe.validate_on) if recipe.validate_on else None,
         **recipe.loader.identity(),
     }
     if recipe.network.starts_trained:  # known by its weights, not by the folder or alias that names it
@@ -110,7 +111,7 @@ def train_on_this_rank(
                 observer=TrainingObserver(tracker=tracker, title=f"{recipe.name}/{recipe.network.label}"),
                 checkpoints=checkpoints,
                 keep_model=keeper,
-                identity=f"{training_identity(recipe)}-{source.order_digest}",
+                identity=f"{training_identity(recipe)}-{source.order_digest}-{source.ldm_digest[:12]}",
             )
     engine.close()
     return outcome

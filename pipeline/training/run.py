@@ -11,11 +11,13 @@ from pydantic import ValidationError
 
 from ldznet.config import Config
 from ldznet.errors import UserError
+from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from pipeline.cache.lease import reading_lease
 from pipeline.cache.manifest import Manifest, find_answer, find_manifest, read_manifest
 from pipeline.models.folder import PROVENANCE, SEAL, download_model
 from pipeline.models.registered import register_model
 from pipeline.object_store.opening import open_store
+from pipeline.online.shard_order import ShardOrder
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.rank_training import required_manifest, training_identity
@@ -43,6 +45,7 @@ class FinishedTraining(Config):
     run_id: str | None  # in MLflow
     version: str | None  # in the model registry
     patience: int | None  # that it was stopped by, or would have been
+    trained_on: str | None = None  # names samples and frozen LDM, as far as a later run can tell them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,11 @@ class TrainingRun:
             yield
 
     def finished(self) -> FinishedTraining | None:
-        """What the training left, where it came to its end and nothing asks it to go on."""
+        """What the training left, where it came to its end and nothing asks it to go on.
+
+        Raises:
+            UserError: the recipe leads to other samples now, or to another frozen LDM.
+        """
         store = open_store(f"{self.storage}/{self.name}")
         if store.stat(FINISHED_RECORD) is None or store.stat(f"model/{SEAL}") is None:
             return None
@@ -119,7 +126,22 @@ class TrainingRun:
             record = FinishedTraining.model_validate_json(store.get(FINISHED_RECORD))
         except ValidationError:  # of another version: its last checkpoint tells
             return None
+        now = self._trained_on()
+        if None not in {record.trained_on, now} and record.trained_on != now:
+            raise UserError(
+                f"the training {self.name} was finished on other samples or another frozen LDM than its recipe has now: "
+                f"give it another `name`, or remove {self.storage}/{self.name} to train it anew"
+            )
         return record if record.patience == self._recipe.train.patience else None
+
+    def _trained_on(self) -> str | None:
+        recipe, store = self._recipe, open_store(self._recipe.cache.url)
+        if recipe.train.features == "online":
+            return ldm_digest(resolve_ldm(recipe.ldm.source))[:12]
+        manifest = find_manifest(store, recipe.request_digest(recipe.train_on))
+        if manifest is None:  # given up since
+            return None
+        return f"{ShardOrder.of_manifest(store, manifest).digest}-{manifest.spec.ldm_digest[:12]}"
 
     def fetch_model(self) -> dict[str, float]:
         """The best model into the output folder. Returns the figures that it was chosen by, and its `step`.
@@ -141,6 +163,7 @@ class TrainingRun:
             run_id=record.run_id or (before.run_id if before else None),  # MLflow may be away this time
             version=version or (before.version if before else None),
             patience=self._recipe.train.patience,
+            trained_on=self._trained_on(),
         )
         open_store(f"{self.storage}/{self.name}").put(FINISHED_RECORD, finished.model_dump_json().encode())
         return finished

@@ -12,7 +12,7 @@ from ldznet.modeling import SegmentationNetwork, initialise_from_ldm, network_fr
 from ldznet.modeling.config import NetworkConfig
 from ldznet.modeling.pretrained import read_network_config
 from pipeline.models.folder import model_digest
-from pipeline.models.registered import resolve_model
+from pipeline.models.registered import pinned, resolve_model
 from pipeline.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,16 @@ def starting_digest(recipe: Recipe) -> str | None:
         UserError: there is no such model.
     """
     return model_digest(_folder(recipe)) if recipe.network.starts_trained else None
+
+
+def pinned_start(recipe: Recipe) -> Recipe:
+    """The recipe with the version that an alias in `network.init_from` names now: it may be moved while ranks restart.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    start = pinned(recipe.network.init_from, recipe.tracking.uri)
+    return recipe.model_copy(update={"network": recipe.network.model_copy(update={"init_from": start})})
 
 
 @torch.no_grad()

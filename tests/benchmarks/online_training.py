@@ -26,6 +26,7 @@ from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.spec import FeaturesConfig
 from pipeline.datasets.opening import open_dataset
 from pipeline.evaluation.scoring import run_network
+from pipeline.freed_memory import keep_freed_memory
 from pipeline.loading.batch import Batch
 from pipeline.loading.sample_order import Position
 from pipeline.loading.source import BatchSource
@@ -72,6 +73,7 @@ ABOUT = (
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = read_arguments(__doc__, argv)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a rank does
     with memory_folder() as folder, s3_server(folder) as bucket:
         recipe = _recipe(folder, url=f"s3://{bucket}/cache", quick=arguments.quick)
         _precompute(recipe)

@@ -19,9 +19,13 @@ from unit.pipeline.cache.made_cache import SPEC, write_cache
 
 from ldznet.errors import DataFault, UserError
 from pipeline.cache import layout
+from pipeline.cache.collection import preview
+from pipeline.cache.inventory import describe, summarise
+from pipeline.cache.lease import LEASE_PREFIX, family
 from pipeline.cache.manifest import Part, read_manifest
 from pipeline.cache.receipt import read_receipt
 from pipeline.cache.sealed import seal
+from pipeline.cache.verification import verify
 from pipeline.datasets.folder import FolderDataset
 from pipeline.datasets.records import json_elements, json_lines
 from pipeline.datasets.safe_pickle import MAX_BYTES, load_plain_pickle
@@ -45,6 +49,18 @@ def memory_below(limit: int) -> Iterator[None]:
     finally:
         tracemalloc.stop()
     assert peak < limit, f"{peak / MB:.0f} MB at the highest"
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Whoever does not look at a size first is refused memory, instead of being killed for it."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Endless:
@@ -234,15 +250,33 @@ def test_a_manifest_or_receipt_of_ten_gigabytes_is_not_read(tmp_path: Path, what
             return read_index(store, manifest)
         return read_receipt(store, cache_key=SPEC.key, shard_id=shard_id)
 
-    # Whoever does not look at the size first is killed for memory, not this test.
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, before[1]))
-    try:
-        with memory_below(50 * MB), pytest.raises((UserError, OSError), match="10000000000 bytes"):
-            read()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    with (
+        little_memory(),
+        memory_below(50 * MB),
+        pytest.raises((UserError, OSError), match="10000000000 bytes"),
+    ):
+        read()
+
+
+def test_upkeep_of_a_cache_with_documents_of_ten_gigabytes(tmp_path: Path) -> None:
+    store = FileStore(root=tmp_path / "store")
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    request = layout.request_key("ab" * 16)
+    shard_list = layout.shard_list_key(manifest.cache_key, manifest.manifest_id)
+    lease = f"{LEASE_PREFIX}{family(SPEC)}/0123456789abcdef.json"
+    for key in (request, shard_list, lease):
+        store.path(key).parent.mkdir(parents=True, exist_ok=True)
+        with store.path(key).open("wb") as file:
+            file.truncate(TEN_GB)
+    with little_memory(), memory_below(50 * MB):
+        assert {(fault.what, fault.object_key) for fault in verify(store).faults} == {
+            ("damaged", request),
+            ("damaged", shard_list),
+        }
+        assert summarise(store).specs[0].samples == 4
+        with pytest.raises(UserError, match="is damaged: remove it"):
+            describe(store, manifest.cache_key)
+        assert SPEC.key in preview(store, older_than_s=0.0).leased
 
 
 @pytest.mark.parametrize(

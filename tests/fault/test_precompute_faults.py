@@ -141,6 +141,7 @@ def start_driver(arguments: list[str], url: str, log: Path) -> subprocess.Popen[
 def test_racing_drivers_agree(
     undisturbed: dict[str, str], arguments: list[str], s3_url: str, tmp_path: Path
 ) -> None:
+    arguments = [*arguments, "cache.workers=4"]
     drivers = [start_driver(arguments, s3_url, tmp_path / f"{name}.log") for name in "ab"]
     assert [driver.wait(PATIENCE_S) for driver in drivers] == [0, 0]
     assert content(open_store(s3_url)) == undisturbed

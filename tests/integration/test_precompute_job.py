@@ -1,6 +1,7 @@
 """`ldznet precompute` on a real Ray and a real S3 server: the same bytes whoever computes them, and only once."""
 
 import contextlib
+import hashlib
 import logging
 import re
 import subprocess
@@ -20,10 +21,11 @@ import torch
 from jobs.cache import main as cache_main
 from jobs.local_ray import ray_session
 from jobs.precompute import main
+from pipeline.cache import layout
 from pipeline.cache.entry import Entry
 from pipeline.cache.manifest import find_manifest
 from pipeline.cache.receipt import Receipt
-from pipeline.cache.sealed import unseal
+from pipeline.cache.sealed import seal, unseal
 from pipeline.loading.loader import CacheLoader, SampleReader
 from pipeline.loading.sample_order import Position
 from pipeline.object_store.opening import open_store
@@ -226,3 +228,53 @@ def test_nothing_listens_beyond_this_machine(recipe: Path, tmp_path: Path) -> No
     assert driver.returncode == 0
     assert listening
     assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in listening)
+
+
+def test_repair_with_a_recipe_that_takes_some_of_the_blocks(copy: ObjectStore, recipe: Path) -> None:
+    before, fewer = shards(copy), "features.blocks=[6]"
+    assert main([str(recipe), f"cache.url={copy.url}", fewer]) == 0
+    assert shards(copy) == before
+    copy.delete(min(before))
+    assert main([str(recipe), f"cache.url={copy.url}", fewer, "--repair"]) == 0
+    assert shards(copy) == before
+    assert cache_main(["verify", copy.url]) == 0
+
+
+def test_repair_of_a_converted_shard_without_its_receipt(copy: ObjectStore, recipe: Path) -> None:
+    twice = ("features.stored_dtype=int8", "features.stored_from=fp16")
+    assert main([str(recipe), f"cache.url={copy.url}", "features.stored_dtype=fp16"]) == 0
+    assert main([str(recipe), f"cache.url={copy.url}", *twice]) == 0
+    manifest = find_manifest(copy, load_recipe(recipe, twice).request_digest("train"))
+    assert manifest is not None
+    before, lost = shards(copy), manifest.shards[0]
+    copy.delete(lost.object_key)
+    copy.delete(layout.receipt_key(lost.cache_key, lost.shard_id))
+    assert main([str(recipe), f"cache.url={copy.url}", *twice, "--repair"]) == 0
+    assert shards(copy) == before
+    assert cache_main(["verify", copy.url]) == 0
+
+
+@pytest.mark.parametrize("also_lost", [False, True])
+def test_repair_finishes_a_repair_that_was_killed_before_it_renewed_the_manifest(
+    copy: ObjectStore, recipe: Path, also_lost: bool
+) -> None:
+    manifest = find_manifest(copy, load_recipe(recipe).request_digest("train"))
+    assert manifest is not None
+    replaced, lost, *_ = manifest.shards
+    place = layout.receipt_key(replaced.cache_key, replaced.shard_id)
+    receipt = unseal(Receipt, copy.get(place))
+    other = copy.get(receipt.object_key) + b"\0" * 10240  # as of other hardware: other bytes, another name
+    sha256 = hashlib.sha256(other).hexdigest()
+    key = layout.shard_key(replaced.cache_key, replaced.shard_id, sha256)
+    copy.put(key, other)
+    copy.put(
+        place, seal(receipt.model_copy(update={"object_key": key, "sha256": sha256, "size": len(other)}))
+    )
+    if also_lost:
+        copy.delete(lost.object_key)
+    assert cache_main(["verify", copy.url]) == 1
+    assert main([str(recipe), f"cache.url={copy.url}", "--repair"]) == 0
+    assert cache_main(["verify", copy.url]) == 0
+    renewed = find_manifest(copy, load_recipe(recipe).request_digest("train"))
+    assert renewed is not None
+    assert key in renewed.object_keys

@@ -25,7 +25,7 @@ from ldznet.miniature_ldm import MiniatureConfig, build_miniature_ldm
 from ldznet.modeling import NetworkConfig, build_network, unet_config_of
 from ldznet.prediction_config import PredictionConfig
 from ldznet.predictor import Predictor
-from pipeline.models.registered import register_model, resolve_model, set_alias
+from pipeline.models.registered import pinned, register_model, resolve_model, set_alias
 from pipeline.services.loopback_server import LoopbackServer, http_status
 from pipeline.services.ports import LOOPBACK, free_ports, is_free
 from pipeline.tracking.client import open_client, sqlite_uri
@@ -293,6 +293,8 @@ def test_a_reference_resolves_to_the_model_folder(
     assert resolve_model("models:/segmenter@best", tracker.uri, folder=tmp_path / "here").is_relative_to(
         tmp_path / "here"
     )
+    assert pinned("models:/segmenter@best", tracker.uri) == "models:/segmenter/1"
+    assert pinned("builtin:scenes-128-ldznet") == "builtin:scenes-128-ldznet"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
     assert resolve_model("models:/segmenter/1") == resolve_model("models:/segmenter/1", tracker.uri)
     assert resolve_model(model_folder) == model_folder

@@ -28,7 +28,9 @@ from pipeline.precompute.progress import Progress, Snapshot
 from pipeline.precompute.worker_pool import SetOfShards, ShardTask, ShardWorker, WorkerSetup, run_shards
 from pipeline.recipe import CacheConfig
 
-pytestmark = pytest.mark.long  # `make test-cluster`
+long = (
+    pytest.mark.long
+)  # `make test-cluster`; the others are the short form: a worker killed, and its metrics
 
 PATIENCE_S = 120
 
@@ -113,6 +115,7 @@ def wait_for(what: Callable[[], Any]) -> Any:
     raise TimeoutError(f"nothing within {PATIENCE_S} s")
 
 
+@long
 def test_tasks_are_taken_as_they_are_needed_and_the_bytes_are_those_of_one_at_a_time(
     *,
     ray_here: None,
@@ -148,6 +151,7 @@ def test_tasks_are_taken_as_they_are_needed_and_the_bytes_are_those_of_one_at_a_
     assert [snapshot.shards for snapshot in seen] == sorted(snapshot.shards for snapshot in seen)
 
 
+@long
 def test_who_has_nothing_left_is_let_go_before_the_end(
     ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def test_who_has_nothing_left_is_let_go_before_the_end(
         assert max(through_ray) < inline < shard.reference.size, through_ray
 
 
+@long
 def test_one_worker_is_seen_at_two_shards(
     ray_here: None,
     tasks: list[ShardTask],
@@ -260,6 +265,7 @@ class DeadlyMask:
         raise AssertionError
 
 
+@long
 def test_the_shard_that_kills_is_named_and_spoils_no_other(
     *,
     ray_here: None,
@@ -278,6 +284,7 @@ def test_the_shard_that_kills_is_named_and_spoils_no_other(
     wait_for(lambda: not worker_processes())
 
 
+@long
 def test_what_a_worker_refuses_ends_the_run_and_leaves_nothing_running(
     ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
 ) -> None:
@@ -287,6 +294,7 @@ def test_what_a_worker_refuses_ends_the_run_and_leaves_nothing_running(
     wait_for(lambda: not worker_processes())
 
 
+@long
 def test_room_is_waited_for_and_not_for_ever(
     ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
 ) -> None:
@@ -296,6 +304,7 @@ def test_room_is_waited_for_and_not_for_ever(
     assert not worker_processes()
 
 
+@long
 def test_who_stops_taking_leaves_nothing_running(
     ray_here: None, tasks: list[ShardTask], setup_in: Callable[[Path], WorkerSetup], tmp_path: Path
 ) -> None:

@@ -107,3 +107,14 @@ def test_a_specification_that_cannot_be_read_is_told(store: ObjectStore, made: F
     assert [one.spec is None for one in summarise(store).specs if one.cache_key == SMALL.key] == [True]
     assert describe(store, SMALL.key).spec is None
     assert compare(store, SMALL.key, LARGE.key).fields is None
+
+
+def test_a_damaged_manifest_hides_nothing_else(
+    store: ObjectStore, made: Family, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = layout.manifest_key(OTHER.key, made.other.manifest_id)
+    store.put(place, store.get(place)[:-40])
+    found = {one.cache_key: one for one in summarise(store).specs}
+    assert (found[OTHER.key].manifests, found[SMALL.key].manifests) == (0, 1)
+    assert place in caplog.text
+    assert "--repair" in caplog.text

@@ -31,7 +31,7 @@ from pipeline.cache.lease import (
 )
 from pipeline.cache.manifest import answer_request, find_manifest
 from pipeline.cache.relation import relate
-from pipeline.cache.spec import CacheSpec, FeaturesConfig
+from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
 
@@ -67,6 +67,11 @@ def test_a_family_is_what_a_request_can_take_over() -> None:
             {"threads": 2},
         )
     ]
+    specs += [
+        SMALL.model_copy(update={"policy": PolicyConfig.model_validate(changed)})
+        for changed in ({"draws": 2}, {"draws": 4}, {"timesteps": {"grid": (100, 400)}}, {"prompts": ("{}",)})
+    ]
+    assert family(specs[-4]) == family(specs[-3]) == family(SMALL)
     for wanted in specs:
         for have in specs:
             assert relate(wanted, have) is None or family(wanted) == family(have)
@@ -306,3 +311,12 @@ def killed_reader(store: ObjectStore, spec: CacheSpec) -> list[str]:
     done = subprocess.run(command, check=False, cwd=Path(__file__).parents[4])
     assert done.returncode == -signal.SIGKILL
     return [info.key for info in store.list(LEASE_PREFIX)]
+
+
+def test_the_clock_of_a_killed_process_is_collected_once_it_is_dead(store: ObjectStore) -> None:
+    clock = f"{LEASE_PREFIX}clock-0123456789abcdef.json"
+    store.put(clock, b"{}\n")
+    assert list_leases(store, now=store_time(store)) == []
+    dead = Aged(inner=store, old={clock: DEAD_AFTER_S + 60})
+    (found,) = list_leases(dead, now=store_time(store))  # type: ignore[arg-type]
+    assert (found.info.key, found.live) == (clock, False)

@@ -78,4 +78,14 @@ def test_key_ignores_order_and_repetition() -> None:
 
 def test_key_is_stable_across_versions_of_this_project() -> None:
     # Caches on object storage are found by this key: a change here orphans them, so raise SCHEMA_VERSION instead.
+    assert BASE.key == "6ba8205f5e6c6abe941d860c1f2fad4e61f83d1052cdf75c31ddb82c7e5e0c98"
     assert BASE.key == CacheSpec.model_validate_json(BASE.canonical()).key
+
+
+def test_a_grid_changes_the_key_and_leaves_no_bounds_beside_it() -> None:
+    def key(timesteps: dict[str, Any]) -> str:
+        return BASE.model_copy(update={"policy": PolicyConfig.model_validate({"timesteps": timesteps})}).key
+
+    assert len({BASE.key, key({"grid": [100, 400]}), key({"grid": [100, 500]})}) == 3
+    with pytest.raises(ValueError, match="leave low and high out"):
+        key({"grid": [100, 400], "low": 300})

@@ -13,7 +13,7 @@ from unit.pipeline.cache.made_family import LARGE, SMALL, Family, commit, name, 
 from pipeline.cache import layout, shard_check
 from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.index import member_key
-from pipeline.cache.manifest import read_index
+from pipeline.cache.manifest import largest_size, read_index
 from pipeline.cache.receipt import Receipt
 from pipeline.cache.sealed import seal
 from pipeline.cache.verification import Verification, count_shards, verify, verify_manifest
@@ -224,3 +224,29 @@ def test_a_store_that_is_away_ends_it(store: ObjectStore, tmp_path: Path) -> Non
     flaky: Any = Flaky(store, fails="/shards/")
     with pytest.raises(OSError, match=r"16 shards in a row cannot be read: .* no success in 10 tries"):
         verify(flaky)
+
+
+class Counting:
+    """Counts the bytes of shards that are read."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_range(self, key: str, *, start: int, length: int) -> bytes:
+        self.read += length
+        return self._store.get_range(key, start=start, length=length)
+
+
+def test_what_is_sound_is_read_once(store: ObjectStore, made: Family) -> None:
+    counting = Counting(store)
+    assert verify(counting).read == counting.read > 0  # type: ignore[arg-type]
+    assert counting.read == sum(info.size for info in store.list() if info.key.endswith(".tar"))
+
+
+def test_an_index_may_be_as_large_as_its_manifest_counts(made: Family) -> None:
+    manifest = made.small.model_copy(update={"samples": 100 * 345_486})
+    assert largest_size(manifest, manifest.index) == 100 * 345_486 * 40

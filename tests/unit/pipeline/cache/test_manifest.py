@@ -6,18 +6,23 @@ from pathlib import Path
 
 import pytest
 from unit.pipeline.cache.made_cache import SPEC, commit, make_entries, manifest_of, write_cache
+from unit.pipeline.cache.made_family import COLUMN, CPU, LARGE
+from unit.pipeline.cache.made_family import commit as family_commit
 
 from ldznet.errors import UserError
 from pipeline.cache import layout
+from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.index import member_key
 from pipeline.cache.manifest import (
     Manifest,
     RequestAnswer,
     answer_request,
+    committed_shards,
     find_manifest,
     read_index,
     read_left_out,
     read_manifest,
+    write_manifest,
 )
 from pipeline.cache.receipt import LeftOut, Receipt
 from pipeline.cache.sealed import seal, unseal
@@ -176,3 +181,25 @@ def test_one_flipped_bit_anywhere_is_told(place: int, store: ObjectStore, tmp_pa
     store.put(key, bytes(body))
     with pytest.raises(UserError, match="not a manifest that this version reads"):
         read(store, manifest)
+
+
+def test_a_column_computed_elsewhere_is_told(store: ObjectStore, tmp_path: Path) -> None:
+    entries, gpu = make_entries(3), CPU.model_copy(update={"device": "cuda"})
+    samples = family_commit(store, tmp_path, entries)
+    columns = family_commit(store, tmp_path, entries, spec=COLUMN, environment=gpu)
+    shard = CommittedShard.from_receipts(samples, [columns])
+    manifest = write_manifest(store, spec=LARGE, dataset="made", split="train", shards=[shard])
+    (reference,) = manifest.shards
+    assert manifest.environments[reference.environment] == CPU
+    assert manifest.environments[reference.columns[0].environment] == gpu
+    (again,) = committed_shards(store, manifest)
+    assert again.environments == (CPU, gpu)
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_written_again(store: ObjectStore, tmp_path: Path) -> None:
+    receipts = [commit(store, tmp_path, make_entries(2))]
+    manifest = manifest_of(store, *receipts)
+    store.delete(layout.manifest_key(manifest.cache_key, manifest.manifest_id))
+    store.put(manifest.index.key, b"x" * 80)
+    assert manifest_of(store, *receipts) == manifest
+    assert len(read_index(store, manifest)) == 2

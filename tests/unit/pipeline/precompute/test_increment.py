@@ -262,3 +262,25 @@ def test_any_history_leads_to_the_samples_asked_for(
         numbers = range(start, start + count)
         _, manifest = ask(store, folder, numbers, with_blocks(SPEC, tuple(sorted(blocks))))
         check(store, manifest, numbers)
+
+
+def test_planning_a_set_reads_no_receipts_of_another_that_was_interrupted(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with table_of(range(30)) as table:
+        first = list(plan_increment(table, spec=SPEC, samples_per_shard=6, store=store).work)
+        for work in first:
+            commit(store, tmp_path, table, work)
+    asked: list[str] = []
+
+    def read(*_: object, shard_ids: Sequence[str], **__: object) -> list[None]:
+        asked.extend(shard_ids)
+        return [None] * len(shard_ids)
+
+    monkeypatch.setattr("pipeline.precompute.increment.read_receipts", read)
+    with table_of(range(30, 40)) as table:
+        names = [work.name for work in first]
+        plan_increment(table, spec=SPEC, samples_per_shard=6, store=store, elsewhere=names)
+        assert asked == []
+        plan_increment(table, spec=SPEC, samples_per_shard=6, store=store)
+        assert len(asked) == len(first)

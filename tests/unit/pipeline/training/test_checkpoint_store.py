@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from unit.pipeline.training.training_toy import ToyNetwork, forward, loss, toy_batch
 
+from ldznet.errors import UserError
 from pipeline.held_folder import held_folder
 from pipeline.object_store.store import ObjectStore
 from pipeline.training import ranks
@@ -200,3 +201,14 @@ def test_scratch_of_killed_ranks_goes_with_the_next_start(store: ObjectStore, sc
         CheckpointUpload(CheckpointStore(store, keep=1))
         assert living.is_dir()
     assert not left.exists()
+
+
+def test_who_may_not_list_unfinished_uploads_sweeps_all_the_same(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: float) -> int:
+        raise UserError("no permission for s3://bucket")
+
+    monkeypatch.setattr(type(store), "discard_unfinished", refused)
+    store.put("step-00000003.rank-0.model.safetensors", b"left")
+    assert CheckpointStore(store, keep=2).sweep() == 1

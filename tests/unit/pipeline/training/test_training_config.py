@@ -22,6 +22,7 @@ from pipeline.training.schedule import learning_rate
         ({"steps": 5, "patience": 2}, "set validate_every"),
         ({"steps": 5, "lr": 0}, "greater than 0"),
         ({"steps": 5, "zero_stage": 4}, "zero_stage"),
+        ({"steps": 5, "best_metric": "mIoU"}, "'miou', 'iou_fg' or 'ap'"),
         ({"steps": 5, "zero_stge": 2}, "zero_stge"),
     ],
 )

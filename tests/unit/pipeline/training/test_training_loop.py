@@ -438,3 +438,10 @@ def test_bf16_trains_with_fp32_weights() -> None:
     assert outcome.steps == 30
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert recorder.steps[30]["loss"] < 0.8 * recorder.steps[1]["loss"]
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_before_a_step() -> None:
+    with pytest.raises(
+        UserError, match=r"warmup_steps=50 leaves nothing of the \d+ steps that train\.epochs=1"
+    ):
+        run(toy_config(steps=None, epochs=1, warmup_steps=50))
