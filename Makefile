@@ -56,7 +56,7 @@ integration: setup ## Tests with real Ray, S3, DeepSpeed and MLflow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile tests/integration tests/fault
 
 test-faults: setup ## The long form of the fault tests: hundreds of kills, every fault of a store
-	@$(BIN)/python -m pytest --long --timeout 3600 tests/fault
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS_AT_ONCE) --dist loadfile --long --timeout 3600 tests/fault
 
 test-cluster: setup ## Tests marked long: several nodes, submitted jobs, grids, kills: most of an hour
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long --timeout 3600 -m long tests/integration tests/fault
