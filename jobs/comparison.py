@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.results.experiments import Cell, Experiment
-    from pipeline.results.record import ResultRow
+    from pipeline.results.record import ResultRecord, ResultRow
 
 logger = logging.getLogger("jobs.results")
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("jobs.results")
 def compare(
     experiment: "Experiment", *, recipe: Path, overrides: Sequence[str], command: str, into: Path
 ) -> None:
-    """Run an experiment, and save its record and its picture.
+    """Run an experiment, and save its record and its picture. Rows on file that are not made again stay.
 
     Args:
         experiment: what to train and to score.
@@ -25,33 +25,72 @@ def compare(
         overrides: of that file; they come before the experiment's own.
         command: that does it again, for the record.
         into: folder of the records.
+
+    Raises:
+        UserError: see `staying_record`; nothing has been trained then.
     """
     from pipeline.results.masks_sheet import masks_sheet
     from pipeline.results.record import ResultRecord
 
+    earlier = staying_record(experiment, recipe=recipe, overrides=overrides, into=into)
     comparison = _Comparison(experiment, path=recipe, overrides=overrides)
+    comparison.prepare()
     for number, cell in enumerate(experiment.cells, 1):
         logger.info("%s: %s, %d of %d", experiment.name, cell.label, number, len(experiment.cells))
         comparison.train_and_score(cell)
     comparison.score_others()
-    ResultRecord.of(
+    made = ResultRecord.of(
         comparison.recipe,
         comparison.rows,
         name=experiment.name,
         command=command,
         minutes=comparison.minutes,
         steps=comparison.recipe.train.steps,
-    ).save(into)
+    )
+    record = made.joined(earlier) if earlier else made
+    record.save(into)
+    shown = comparison.shown
+    # A part of the systems leaves the picture as it is: the page says that it shows all.
+    if experiment.shown and {row.model for row in record.rows} <= set(shown.values()):
+        sheet = masks_sheet(comparison.scored, set_name=experiment.shown, models=shown)
+        sheet.save(into / f"{experiment.name}.jpg", quality=88)
+
+
+def staying_record(
+    experiment: "Experiment", *, recipe: Path, overrides: Sequence[str], into: Path
+) -> "ResultRecord | None":
+    """The record on file, where rows of it stay that the experiment does not make again. Quick: nothing is trained.
+
+    Raises:
+        UserError: they are of another recipe or number of steps, or the recipe keeps no masks for the picture.
+    """
+    from pipeline.results.masks_sheet import require_examples
+    from pipeline.results.record import ResultRecord
+
+    used = _recipe_of(experiment, recipe, overrides)
     if experiment.shown:
-        shown = masks_sheet(comparison.scored, set_name=experiment.shown, models=comparison.shown)
-        shown.save(into / f"{experiment.name}.jpg", quality=88)
+        require_examples(used)
+    path = into / f"{experiment.name}.json"
+    if not path.is_file():
+        return None
+    record = ResultRecord.load(path)
+    if all(experiment.makes(row.model, seed=row.seed, set_name=row.set_name) for row in record.rows):
+        return None
+    record.require_same(used, path=path, steps=used.train.steps)
+    return record
+
+
+def _recipe_of(experiment: "Experiment", path: Path, overrides: Sequence[str]) -> "Recipe":
+    from pipeline.recipe_file import load_recipe
+
+    of_experiment = [f"evaluate.sets=[{','.join(experiment.sets)}]", f"train.steps={experiment.steps}"]
+    return load_recipe(path, [*of_experiment, *overrides])
 
 
 class _Comparison:
     """The rows of an experiment, as they come."""
 
     def __init__(self, experiment: "Experiment", *, path: Path, overrides: Sequence[str]) -> None:
-        from jobs.scenes import scenes
         from pipeline.evaluation.run import Evaluation
         from pipeline.results.minutes import Minutes
 
@@ -61,6 +100,11 @@ class _Comparison:
         self.scored = Evaluation()
         self._minutes: Minutes = Minutes(Path(self.recipe.output_folder) / "minutes.json")
         self._computed: set[str] = set()  # types that features are stored in
+
+    def prepare(self) -> None:
+        """Scenes and features."""
+        from jobs.scenes import scenes
+
         self._minutes.of("scenes", partial(scenes, self.recipe))
         self._precompute(self.recipe)
 
@@ -110,13 +154,7 @@ class _Comparison:
             self.rows += map(ResultRow.of, scored.results)
 
     def _loaded(self, overrides: Sequence[str] = ()) -> "Recipe":
-        from pipeline.recipe_file import load_recipe
-
-        of_experiment = [
-            f"evaluate.sets=[{','.join(self._experiment.sets)}]",
-            f"train.steps={self._experiment.steps}",
-        ]
-        return load_recipe(self._path, [*of_experiment, *self._overrides, *overrides])
+        return _recipe_of(self._experiment, self._path, [*self._overrides, *overrides])
 
     def _precompute(self, recipe: "Recipe") -> None:
         from jobs.precompute import precompute

@@ -135,14 +135,10 @@ def _say(
     stages: "Sequence[Stage]",
 ) -> None:
     minutes = sum(stage.seconds for stage in stages) / 60
-    scores = "\n".join(
-        f"    {result.set_name:<10}{result.model:<22}{result.scores.miou.at_val}"
-        for result in evaluation.results
-    )
     print(  # noqa: T201 - the command's result
         f"\nDone in {minutes:.1f} minutes. Frozen LDM: {recipe.ldm.source}, small, trained on other drawing styles.\n"
-        f"mIoU in percent, {_phrases(evaluation)} phrases, threshold from val, [95 % interval over images]:\n"
-        f"{scores}\n"
+        "mIoU and AP in percent [95 % interval over images], the threshold of mIoU from val:\n"
+        f"{_scores(evaluation)}\n"
         "  (shuffled, hidden: the same photos with other photos' phrases, and with phrases that tell nothing)\n\n"
         f"  report      {out}/report.html\n"
         f"  masks       {out}/masks/\n"
@@ -152,8 +148,13 @@ def _say(
     )
 
 
-def _phrases(evaluation: "Evaluation") -> int:
-    return evaluation.results[0].scores.phrases
+def _scores(evaluation: "Evaluation") -> str:
+    """A line a system and set. Sets have phrases of their own number: equal samples of a set are one."""
+    return "\n".join(
+        f"    {result.set_name:<10}{result.scores.phrases:>5} phrases  {result.model:<20}"
+        f"  mIoU {result.scores.miou.at_val}  AP {result.scores.ap}"
+        for result in evaluation.results
+    )
 
 
 def _leave(_signal: int, _frame: object) -> NoReturn:

@@ -39,8 +39,9 @@ def evaluate(
     output = Path(recipe.output_folder)
     evaluation.save(output / "evaluation.json")
     evaluation.save_phrases(output)
-    tell_cards(evaluation, output / "models")
     table = evaluation.table()
+    print(table)  # noqa: T201 - the command's result, before what may fail now that all is scored
+    tell_cards(evaluation, output / "models")
     with Tracker(recipe.tracking, folder=output) as tracker:
         tracker.start(job="evaluate", recipe=recipe, sources=source_runs(evaluation.folders))
         note_on_job({"mlflow_run.evaluate": tracker.run_url})
@@ -56,7 +57,6 @@ def evaluate(
         tracker.log_text(table + "\n", "evaluation.txt")
         tracker.log_artifact(output / "evaluation.json")
         tracker.log_artifact(report)
-    print(table)  # noqa: T201 - the command's result
     logger.info("report: %s", report)
     return evaluation
 

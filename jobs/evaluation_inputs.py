@@ -63,14 +63,16 @@ class EvaluationInputs:
         """Whether the results in the folder are of these inputs, and as they were written."""
         try:
             noted = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (OSError, ValueError):  # none, or torn: evaluating again is always right
             return False
         results = [self.folder / name for name in _RESULTS]
         return all(path.is_file() for path in results) and noted == self._record()
 
     def note(self) -> None:
-        """Note that the results in the folder are of these inputs."""
-        (self.folder / RECORD).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+        """Note that the results in the folder are of these inputs, whole or not at all."""
+        written = self.folder / f".{RECORD}"
+        written.write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+        written.replace(self.folder / RECORD)
 
     def _record(self) -> dict[str, str]:
         digests = {name: _digest(self.folder / name) for name in _RESULTS}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs.cache_notes import cache_keys
 from jobs.entry import RecipeJob, configure_logging, dry_run_text
+from jobs.evaluation_task import evaluate_where_it_is_quick
 from jobs.job_notes import note_on_job
 from jobs.local_ray import ray_session
 from ldznet.errors import UserError
@@ -82,7 +83,8 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
         for cell in found:
             grid.adopt(cell, tracker)
         failures = _train_cells(missing, parent_run_id=tracker.known_run_id) if missing else {}
-        comparison = compare(experiment, grid.results(failures, test=test))
+        score = evaluate_where_it_is_quick if test else None
+        comparison = compare(experiment, grid.results(failures, score=score))
         grid.report(comparison, tracker)
         if failures:
             tracker.finish("FAILED")

@@ -1,6 +1,7 @@
 """`ldznet noise-map IMAGE PHRASE…`: where a phrase changes the frozen LDM's noise estimate, as a heat map."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from jobs.arguments import file_names, whole_numbers
 from jobs.entry import exit_code_of
 from ldznet.builtin_models import DEFAULT_LDM
 from ldznet.errors import DataFault, UserError
+
+logger = logging.getLogger("jobs.noise_map")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="such as 'the red apple'")
     parser.add_argument(
         "--ldm",
-        default=DEFAULT_LDM,
         help=f"the frozen LDM: a folder in the diffusers layout, or a hub id (default: {DEFAULT_LDM}, a small one of "
         "drawn scenes that comes with ldznet)",
     )
@@ -63,6 +65,8 @@ def noise_map(arguments: argparse.Namespace) -> None:
 
     if arguments.size is not None and (arguments.size <= 0 or arguments.size % 64):
         raise UserError(f"--size {arguments.size} is no multiple of 64")
+    if not all(phrase.strip() for phrase in arguments.phrases):
+        raise UserError("an empty phrase names nothing: say what to look for, such as 'the red apple'")
     try:
         photo = decode_image(arguments.image.read_bytes())
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -70,8 +74,10 @@ def noise_map(arguments: argparse.Namespace) -> None:
         raise UserError(f"{error.filename}: {error.strerror or error}") from error
     except DataFault as fault:
         raise UserError(f"{arguments.image}: {fault}") from fault
+    if arguments.ldm is None:
+        logger.warning("no --ldm: %s, a small one that knows drawn scenes, not photos", DEFAULT_LDM)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ldm = FrozenLDM.from_pretrained(arguments.ldm, device=device)
+    ldm = FrozenLDM.from_pretrained(arguments.ldm or DEFAULT_LDM, device=device)
     config = NoiseMapConfig(timesteps=arguments.timesteps, seeds=arguments.seeds)
     size = arguments.size or ldm.unet_config.get("sample_size", 64) * ldm.latent_stride
     view = photo.resize((size, size), Image.Resampling.BILINEAR)

@@ -21,8 +21,14 @@ STAGES: tuple["Stage", ...] = ("autoencoder", "latents", "diffusion")
 
 
 def pretrain_here(recipe: "PretrainRecipe", *, until: float | None = None) -> bool:
-    """Every stage that is left, in this process: no Ray, no MLflow. False where time was up before the end."""
-    _keep_recipe(recipe)
+    """Every stage that is left, in this process: no Ray, no MLflow. False where time was up before the end.
+
+    Raises:
+        UserError: the output folder holds another recipe's work.
+    """
+    from pipeline.pretraining.output_folder import claim_output
+
+    claim_output(recipe)
     run = _pretraining(recipe, until=until, tracked=None)
     return all(run.run_stage(stage) for stage in STAGES)
 
@@ -35,13 +41,17 @@ def pretrain_on_ray(recipe: "PretrainRecipe", *, until: float | None = None) -> 
     Args:
         recipe: what to train.
         until: a `time.time()` after which the stage is left, with a checkpoint.
+
+    Raises:
+        UserError: the output folder holds another recipe's work.
     """
     from jobs.local_ray import ray_session
     from jobs.train_ranks import run_ranks
+    from pipeline.pretraining.output_folder import claim_output
     from pipeline.tracking.tracker import Tracker
     from pipeline.training.config import TrainConfig
 
-    _keep_recipe(recipe)
+    claim_output(recipe)
     folder = Path(recipe.output_folder).absolute()
     ranks = TrainConfig(
         engine="ddp",
@@ -110,12 +120,6 @@ def _pretraining(
         observer=lambda stage: CurveFile(folder / "curves", stage, tracked=tracked),
         until=until,
     )
-
-
-def _keep_recipe(recipe: "PretrainRecipe") -> None:
-    folder = Path(recipe.output_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from jobs.entry import exit_code_of
 logger = logging.getLogger("jobs.results")
 
 RECIPES = Path(__file__).parent / "recipes"
+COMPARED, ADAPTED = RECIPES / "scenes_128.yaml", RECIPES / "foreign_style.yaml"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
 _COMPARISONS = ("table", "start", "labels", "ablations")
 _PARTS = (*_COMPARISONS, "adapted", "page")
@@ -31,40 +33,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def results(arguments: argparse.Namespace) -> None:
-    """Run the experiments that are asked for, and write the page from all records."""
-    from jobs.comparison import compare
+    """Run the experiments that are asked for, and write the page from all records.
+
+    Raises:
+        UserError: one of them cannot be run as asked; none has been begun then.
+    """
+    from jobs.comparison import compare, staying_record
     from jobs.local_ray import ray_session
+    from pipeline.recipe_file import load_recipe
     from pipeline.results.document import write_document
     from pipeline.results.experiments import EXPERIMENTS
+    from pipeline.results.masks_sheet import require_examples
 
     chosen = {
         name: EXPERIMENTS[name].only(systems=arguments.systems, seeds=arguments.seeds)
         for name in _COMPARISONS
         if name in arguments.only
     }
+    for experiment in chosen.values():
+        staying_record(experiment, recipe=COMPARED, overrides=arguments.overrides, into=DOCUMENTS)
+    if "adapted" in arguments.only:
+        require_examples(load_recipe(ADAPTED, arguments.overrides))
     if set(arguments.only) != {"page"}:
         with ray_session(cpus=3):
             for name, experiment in chosen.items():
                 compare(
                     experiment,
-                    recipe=RECIPES / "scenes_128.yaml",
+                    recipe=COMPARED,
                     overrides=arguments.overrides,
                     command=_command(name, arguments),
                     into=DOCUMENTS,
                 )
             if "adapted" in arguments.only:
-                adapt(arguments.overrides)
+                adapt(arguments.overrides, command=_command("adapted", arguments))
     logger.info("results: %s", write_document(DOCUMENTS))
 
 
 def _command(name: str, arguments: argparse.Namespace) -> str:
-    chosen = {"systems": arguments.systems, "seeds": arguments.seeds, "set": arguments.overrides}
-    options = [f"--{option} {' '.join(map(str, given))}" for option, given in chosen.items() if given]
+    chosen: dict[str, Sequence[object]] = {}
+    if name in _COMPARISONS:
+        chosen |= {"systems": arguments.systems, "seeds": arguments.seeds}
+    chosen["set"] = arguments.overrides
+    options = [
+        f"--{option} {' '.join(shlex.quote(str(one)) for one in given)}"
+        for option, given in chosen.items()
+        if given
+    ]
     return " ".join([f"python -m jobs.results --only {name}", *options])
 
 
-def adapt(overrides: Sequence[str]) -> None:
-    """The LD-ZNet that comes with ldznet before and after training on a foreign style, and its controls."""
+def adapt(overrides: Sequence[str], *, command: str) -> None:
+    """The LD-ZNet that comes with ldznet before and after training on a foreign style, and its controls.
+
+    Args:
+        overrides: of the recipe.
+        command: that does it again, for the record.
+    """
     from jobs.evaluate import evaluate
     from jobs.precompute import precompute
     from jobs.scenes import scenes
@@ -74,20 +98,19 @@ def adapt(overrides: Sequence[str]) -> None:
     from pipeline.results.minutes import Minutes
     from pipeline.results.record import ResultRecord, ResultRow
 
-    path = RECIPES / "foreign_style.yaml"
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(ADAPTED, overrides)
     minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
     minutes.of("scenes", partial(scenes, recipe))
     minutes.of("precompute", partial(precompute, recipe))
     folder = minutes.of("train", partial(train, recipe))
     scored = evaluate(
-        load_recipe(path, [*overrides, f"evaluate.models=[{recipe.network.init_from},{folder}]"])
+        load_recipe(ADAPTED, [*overrides, f"evaluate.models=[{recipe.network.init_from},{folder}]"])
     )
     ResultRecord.of(
         recipe,
         map(ResultRow.of, scored.results),
         name="adapted",
-        command="python -m jobs.results --only adapted",
+        command=command,
         minutes=minutes.taken,
     ).save(DOCUMENTS)
     masks_sheet(scored, set_name="foreign").save(DOCUMENTS / "adapted.jpg", quality=88)

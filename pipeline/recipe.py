@@ -1,6 +1,7 @@
 """A recipe: the typed, frozen configuration of a whole experiment, from data to report."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal, Self
 
@@ -21,6 +22,9 @@ from pipeline.scenes.config import ScenesConfig
 from pipeline.tracking.config import TrackingConfig
 from pipeline.training.config import TrainConfig
 from pipeline.worker_count import WorkerCount, most_workers
+
+# Of a set: part of names of files and of metrics, of which MLflow takes no others.
+_SET_NAME = re.compile(r"[^\W_][\w.-]*")
 
 
 class LdmConfig(Config):
@@ -103,7 +107,7 @@ class SystemConfig(Config):
     # A model folder or models:/NAME@ALIAS; a CLIPSeg folder or hub id; a folder of masks (see mask_folder.py); or
     # `noise-map`: the frozen LDM itself, untrained (figure 1 of the paper).
     source: str = Field(min_length=1)
-    name: str | None = Field(default=None, pattern=r"^[\w. +-]+$")  # in tables; none: the source's last part
+    name: str | None = Field(default=None, pattern=r"^[\w. -]+$")  # in tables; none: the source's last part
     pixels: Literal["photo", "view"] = "photo"  # what CLIPSeg sees: the original photo, or the cached view
     prompt: str = DEFAULT_TEMPLATE  # CLIPSeg's
     noise_map: NoiseMapConfig = NoiseMapConfig()
@@ -162,6 +166,16 @@ class Recipe(Config):
     probe: ProbeConfig = ProbeConfig()
     tracking: TrackingConfig = TrackingConfig()
     plan: PlanConfig = PlanConfig()
+
+    @field_validator("sets")
+    @classmethod
+    def _named(cls, sets: dict[str, SetConfig]) -> dict[str, SetConfig]:
+        for name in sets:
+            if _SET_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"{name!r} cannot name a set: take letters, digits, _, . and -, beginning with a letter or digit"
+                )
+        return sets
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -18,7 +18,7 @@ from pipeline.datasets.shuffled_phrases import ShuffledPhrases
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
-# Controls: shuffled: each sample has another one's phrase; hidden: all have one that tells nothing.
+# Controls: shuffled: each sample has another photo's phrase; hidden: all have one that tells nothing.
 Phrases = Literal["own", "shuffled", "hidden"]
 
 

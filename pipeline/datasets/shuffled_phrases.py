@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ldznet.errors import UserError
+from pipeline.datasets.phrase_deal import deal_phrases
 from pipeline.datasets.rephrased import Rephrased
 from pipeline.datasets.sample import Sample
 from pipeline.draws import draw_generator
@@ -14,7 +12,10 @@ from pipeline.draws import draw_generator
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShuffledPhrases(Rephrased):
-    """Every sample with the phrase of another one, never its own; images and masks stay. Lists a split in memory."""
+    """Every sample with the phrase of another photo's sample; images and masks stay. Lists a split in memory.
+
+    The phrase is drawn from (seed, split), and none that may be true of the photo by its words: see `deal_phrases`.
+    """
 
     done = "shuffled"
 
@@ -24,26 +25,20 @@ class ShuffledPhrases(Rephrased):
         """The split's samples in their order.
 
         Raises:
-            UserError: more than half of the samples have one and the same phrase.
+            UserError: there are too few photos, or phrases that differ, to give each sample another photo's.
         """
         samples = list(self.whole.samples(split))
-        phrases = [sample.phrase for sample in samples]
-        for sample, other in zip(samples, _dealt(phrases, seed=self.seed, split=split), strict=True):
-            yield replace(sample, phrase=phrases[other])
+        dealt = deal_phrases(samples, chance=draw_generator("shuffled phrases", self.seed, split))
+        if dealt is None:
+            raise UserError(_refusal(samples, split=split))
+        for sample, other in zip(samples, dealt, strict=True):
+            yield replace(sample, phrase=samples[other].phrase)
 
 
-def _dealt(phrases: list[str], *, seed: int, split: str) -> NDArray[np.int64]:
-    """A permutation that gives nobody an equal phrase, drawn from (seed, split)."""
-    numbers = np.unique(np.array(phrases, dtype=object).astype(str), return_inverse=True)[1].ravel()
-    counts = np.bincount(numbers) if len(numbers) else np.zeros(1, np.int64)
-    most = int(counts.max())
-    if 2 * most > len(phrases):
-        raise UserError(
-            f"phrases of split {split!r} cannot be shuffled: one phrase makes up {most} of its {len(phrases)} samples"
-        )
-    shuffled = draw_generator("shuffled phrases", seed, split).permutation(len(phrases))
-    # Equal phrases side by side; then everybody takes the one as far on as the commonest phrase has samples.
-    grouped = shuffled[np.argsort(numbers[shuffled], kind="stable")]
-    dealt = np.empty(len(phrases), np.int64)
-    dealt[grouped] = np.roll(grouped, most)
-    return dealt
+def _refusal(samples: list[Sample], *, split: str) -> str:
+    photos, phrases = len({one.image for one in samples}), len({one.phrase for one in samples})
+    return (
+        f"phrases of split {split!r} cannot be shuffled: its {len(samples)} samples, of {photos} photos and {phrases} "
+        "phrases, are too much alike for each to get another photo's phrase that its own photo's do not say already; "
+        "take a split with more photos, or phrases: hidden"
+    )

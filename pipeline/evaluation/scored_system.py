@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 Family = Literal["network", "clipseg", "masks", "noise_map"]
 NOISE_MAP = "noise-map"  # the source that names the frozen LDM itself
-_NOT_IN_NAMES = re.compile(r"[^\w. +-]")  # MLflow takes no others in a metric's name
+_NOT_IN_NAMES = re.compile(r"[^\w. -]")  # MLflow takes no others in a metric's name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,13 @@
 """A grid as a whole, seen from its driver: its trainings, its places, and its record in MLflow."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ldznet.errors import UserError
-from pipeline.evaluation.run import evaluate_models
+from pipeline.evaluation.run import Evaluation
 from pipeline.experiments.cell import Cell, Choices, Experiment
 from pipeline.experiments.comparison import (
     CellResult,
@@ -26,6 +26,8 @@ from pipeline.training.rank_training import required_manifest
 from pipeline.training.run import BEST, RUN_RECORD, TrainingRun
 
 _DESCRIPTION_TAG = "mlflow.note.content"  # what MLflow's page shows as the run's description
+
+Score = Callable[[Recipe, Sequence[SystemConfig]], Evaluation]  # as `evaluate_models`, wherever it is quick
 
 
 class GridRun:
@@ -104,9 +106,9 @@ class GridRun:
                 lambda client, _: client.set_tag(run_id, "mlflow.parentRunId", parent),
             )
 
-    def results(self, failures: Mapping[Choices, str], *, test: bool) -> list[CellResult]:
-        """What every cell came to, read from what it left; test figures from scoring its model now."""
-        tested = self._test_figures() if test else {}
+    def results(self, failures: Mapping[Choices, str], *, score: Score | None = None) -> list[CellResult]:
+        """What every cell came to, read from what it left; with `score`, test figures of its model too, made now."""
+        tested = {} if score is None else self._test_figures(score)
         results = []
         for cell in self.experiment.cells:
             training = self.training(cell)
@@ -156,7 +158,7 @@ class GridRun:
             if best is not None and best.version is not None:
                 set_alias(tracker, name, best.version, alias=BEST)
 
-    def _test_figures(self) -> dict[str, dict[str, float]]:
+    def _test_figures(self, score: Score) -> dict[str, dict[str, float]]:
         labels = [cell.label for cell in self.experiment.cells if self.training(cell).finished() is not None]
         recipe = self.experiment.recipe
         if not labels:
@@ -166,7 +168,7 @@ class GridRun:
             for label in labels
         ]
         quick = recipe.evaluate.model_copy(update={"sets": self._test_sets(), "bootstrap": 0, "examples": 0})
-        return test_figures(evaluate_models(recipe.model_copy(update={"evaluate": quick}), systems))
+        return test_figures(score(recipe.model_copy(update={"evaluate": quick}), systems))
 
     def _test_sets(self) -> tuple[str, ...]:
         """What `ldznet evaluate` would score, but for the set that chose weights and threshold."""

@@ -84,7 +84,8 @@ def fill_latents(
     """
     side = stream.config.size // 8
     shapes = {MOMENTS: (scenes, 8, side, side), TOKENS: (scenes, stream.captions, 77)}
-    done = _rows_done(folder, identity=identity, scenes=scenes)
+    done = rows_done(folder, identity=identity, scenes=scenes)
+    folder.mkdir(parents=True, exist_ok=True)
     moments, tokens = (
         _array(folder / name, shape, kind)
         for (name, shape), kind in zip(shapes.items(), (np.float16, np.int32), strict=True)
@@ -176,10 +177,14 @@ def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     return _permutations[key]
 
 
-def _rows_done(folder: Path, *, identity: str, scenes: int) -> int:
+def rows_done(folder: Path, *, identity: str, scenes: int) -> int:
+    """Rows of a folder that are done, which may be none.
+
+    Raises:
+        UserError: they are other rows.
+    """
     facts = folder / FACTS
     if not facts.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         return 0
     found = json.loads(facts.read_text(encoding="utf-8"))
     if found["identity"] != identity:

@@ -50,6 +50,9 @@ def show_pretrained(
 
     Returns:
         The folder.
+
+    Raises:
+        UserError: see `export_ldm`.
     """
     folder = Path(recipe.output_folder) / "show"
     step = export_ldm(recipe, folder / "ldm")
@@ -66,7 +69,7 @@ def show_pretrained(
             picture = plot_curves(curves, y_label="loss", log_scale=True)
             (folder / f"curves-{stage}.png").write_bytes(picture)
     facts = {
-        "diffusion_step": step or recipe.diffusion.steps,
+        "diffusion_step": step,
         "sampler": {"name": "DDIM", "steps": steps, "guidance": guidance},
         "scenes_a_split": scenes,
         "splits": split_figures(ldm, autoencoder, recipe, scenes=scenes),

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from pipeline.pretraining.autoencoder_batches import AutoencoderBatches
 from pipeline.pretraining.figures import noise_figures, reconstruction_figures, scene_images, validation_batch
 from pipeline.pretraining.latent_store import LatentBatches, encoder_of, fill_latents, read_latents
 from pipeline.pretraining.loop import Checkpoints, Observer, StageLoop
+from pipeline.pretraining.output_folder import asked_mark, check_output, finished_mark
 from pipeline.pretraining.parts import fresh_objective, read_autoencoder, read_tokenizer
 from pipeline.pretraining.recipe import PretrainRecipe, Stage
 from pipeline.pretraining.scene_stream import SceneStream, compose_batch
+from pipeline.pretraining.stage_mark import TrainedStage, begin_marks, remove_mark
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +63,27 @@ class Pretraining:
         return all(self.run_stage(stage) for stage in ("autoencoder", "latents", "diffusion"))
 
     def run_stage(self, stage: Stage) -> bool:
-        """One stage, unless its result is there already; False where time was up before its end."""
-        if stage == "autoencoder":
-            self._tokenizer()
-            return (self.ldm / "vae" / "config.json").is_file() or self._autoencoder()
+        """One stage, unless it is finished already; False where time was up before its end.
+
+        Raises:
+            UserError: the folder holds another recipe's stage, or more steps of it.
+        """
+        check_output(self._recipe)
         if stage == "latents":
             return self._agree(self._rank != 0 or self._latents())
-        return (self.ldm / "model_index.json").is_file() or self._diffusion()
+        if stage == "autoencoder":
+            self._tokenizer()
+        if self._agree(finished_mark(self._folder, stage) == asked_mark(self._recipe, stage)):
+            return True
+        return self._autoencoder() if stage == "autoencoder" else self._diffusion()
+
+    @contextmanager
+    def _weights_of(self, stage: TrainedStage) -> Iterator[None]:
+        """Inside, rank 0 writes a stage's weights: the stage has no mark until all are there."""
+        begin_marks(self._folder)
+        remove_mark(self._folder, stage)
+        yield
+        asked_mark(self._recipe, stage).save(self._folder)
 
     def _tokenizer(self) -> None:
         place = self.ldm / "tokenizer"
@@ -104,7 +121,9 @@ class Pretraining:
             return False
         with loop.averaged():
             if self._rank == 0:
-                save_autoencoder(network, self.ldm, scaling_factor=self._unit_scale(network))
+                scaling_factor = self._unit_scale(network)
+                with self._weights_of("autoencoder"):
+                    save_autoencoder(network, self.ldm, scaling_factor=scaling_factor)
         self._wait()
         return True
 
@@ -172,8 +191,9 @@ class Pretraining:
             return False
         with loop.averaged():
             if self._rank == 0:
-                save_text_encoder(objective.text_encoder, self.ldm)
-                save_unet(objective.unet, self.ldm)
+                with self._weights_of("diffusion"):
+                    save_text_encoder(objective.text_encoder, self.ldm)
+                    save_unet(objective.unet, self.ldm)
         self._wait()
         return True
 

@@ -1,17 +1,22 @@
 """The report of one experiment: gathered from its evaluation, its caches and its runs in MLflow."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ldznet.errors import UserError
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from ldznet.published_numbers import published_scores
-from pipeline.cache.manifest import Manifest, read_left_out
+from pipeline.cache.manifest import Manifest, find_manifest, read_left_out
 from pipeline.evaluation.example_pictures import example_photo
 from pipeline.evaluation.paper_rows import is_the_papers
 from pipeline.evaluation.run import Evaluation, Result
 from pipeline.models.origins import is_untrained
 from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
 from pipeline.pictures import Curve
 from pipeline.recipe import Recipe
 from pipeline.report.content import (
@@ -26,8 +31,9 @@ from pipeline.report.content import (
 from pipeline.report.machine import machine_facts, package_versions
 from pipeline.report.page import write_report
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.rank_training import required_manifest
 from pipeline.training.run import model_run_id
+
+logger = logging.getLogger(__name__)
 
 CLIPART_CREDIT = (
     "Pictures of generated scenes show clip-art of Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent Emoji (MIT) "
@@ -46,7 +52,8 @@ def write_experiment_report(
     commands: Sequence[Command] = (),
 ) -> Path:
     """Write `report.html` for an evaluation. Returns its path."""
-    manifests = _manifests(recipe)
+    found = _cached_sets(recipe)
+    cached = {name: one for name, one in found.items() if one is not None}
     folder = resolve_ldm(recipe.ldm.source)
     untrained = is_untrained(folder)
     content = ReportContent(
@@ -56,8 +63,8 @@ def write_experiment_report(
         ldm=LdmFacts(source=recipe.ldm.source, digest=ldm_digest(folder), untrained=untrained),
         machine=machine_facts(),
         versions=package_versions(),
-        caches={name: manifest.cache_key for name, manifest in manifests.items()},
-        samples={name: manifest.samples for name, manifest in manifests.items()},
+        caches={name: one.manifest.cache_key for name, one in cached.items()},
+        samples={name: one.manifest.samples for name, one in cached.items()},
         stages=tuple(stages),
         scores=tuple(
             NetworkScores(
@@ -70,9 +77,9 @@ def write_experiment_report(
         ),
         charts=_charts(recipe, evaluation, tracker),
         examples=_examples(evaluation),
-        quarantine=_quarantine(recipe, manifests),
+        quarantine=sum((one.left_out for one in cached.values()), Counter[str]()),
         commands=(Command(purpose="See every run in MLflow", line=tracker.open_command), *commands),
-        notes=_notes(recipe, evaluation),
+        notes=_notes(recipe, evaluation, missing=[name for name in found if name not in cached]),
     )
     write_report(path, content)
     return path
@@ -101,13 +108,18 @@ def _summary(recipe: Recipe, evaluation: Evaluation, *, untrained: bool) -> str:
     return told
 
 
-def _notes(recipe: Recipe, evaluation: Evaluation) -> tuple[str, ...]:
+def _notes(recipe: Recipe, evaluation: Evaluation, *, missing: Sequence[str]) -> tuple[str, ...]:
     notes = [CLIPART_CREDIT] if recipe.scenes is not None else []
     plain = list(dict.fromkeys(result.model for result in evaluation.results if result.plain_masks))
     if plain:
         notes.append(
             f"{_listed(plain)}: plain masks, so every threshold gives the same figures, and AP, of a curve with one "
             "point, says nothing."
+        )
+    if missing:
+        notes.append(
+            f"The cache holds no features of {_listed(missing)} that can be read, so their samples are not "
+            "counted here."
         )
     return tuple(notes)
 
@@ -116,21 +128,39 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
-def _manifests(recipe: Recipe) -> dict[str, Manifest]:
-    store = open_store(recipe.cache.url)
-    return {name: required_manifest(store, recipe, name) for name in recipe.sets}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CachedSet:
+    """What the cache tells of a set."""
+
+    manifest: Manifest
+    left_out: Counter[str]  # reason -> samples
 
 
-def _quarantine(recipe: Recipe, manifests: Mapping[str, Manifest]) -> dict[str, int]:
+def _cached_sets(recipe: Recipe) -> dict[str, _CachedSet | None]:
+    """Every set of the recipe; None for those of which the cache tells nothing.
+
+    Such a set was not scored, or was freed since: after hours of scoring that is no reason to fail.
+    """
     store = open_store(recipe.cache.url)
-    reasons: dict[str, int] = {}
-    for manifest in manifests.values():
-        if not manifest.failed + manifest.filtered:
-            continue
-        for _, member in read_left_out(store, manifest):
-            reason = f"{member.why}: {member.reason}"
-            reasons[reason] = reasons.get(reason, 0) + 1
-    return reasons
+    return {name: _cached_set(store, recipe, name) for name in recipe.sets}
+
+
+def _cached_set(store: ObjectStore, recipe: Recipe, name: str) -> _CachedSet | None:
+    try:
+        manifest = find_manifest(store, recipe.request_digest(name))
+        if manifest is None:
+            return None
+        left_out = _left_out(store, manifest)
+    except (UserError, OSError) as error:  # damaged, of another version, or the store is away
+        logger.warning("the report goes without the set %r: %s", name, error)
+        return None
+    return _CachedSet(manifest=manifest, left_out=left_out)
+
+
+def _left_out(store: ObjectStore, manifest: Manifest) -> Counter[str]:
+    if not manifest.failed + manifest.filtered:
+        return Counter()
+    return Counter(f"{member.why}: {member.reason}" for _, member in read_left_out(store, manifest))
 
 
 def _charts(recipe: Recipe, evaluation: Evaluation, tracker: Tracker) -> tuple[CurveChart, ...]:

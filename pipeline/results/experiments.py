@@ -69,6 +69,11 @@ class Experiment:
             raise UserError(f"{self.name} has no such training: its systems are {names}, its seeds {numbers}")
         return replace(self, cells=tuple(chosen))
 
+    def makes(self, model: str, *, seed: int | None, set_name: str) -> bool:
+        """Whether a run makes a row of this system. Those that are not trained here have no seed, and always run."""
+        trained = {(cell.system, cell.seed) for cell in self.cells}
+        return set_name in self.sets and (seed is None or (model, seed) in trained)
+
 
 def _cells(systems: dict[str, tuple[str, ...]], *, seeds: tuple[int, ...] = (1,)) -> tuple[Cell, ...]:
     # Seed by seed: what is done early is a whole comparison.

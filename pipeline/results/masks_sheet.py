@@ -4,11 +4,23 @@ from collections.abc import Mapping
 
 from PIL import Image
 
+from ldznet.errors import UserError
 from pipeline.evaluation.example_pictures import example_photo
 from pipeline.evaluation.run import Evaluation
 from pipeline.pictures import TRUTH, overlay_mask, side_by_side, stacked
+from pipeline.recipe import Recipe
 
 _HEIGHT = 144  # px a picture
+
+
+def require_examples(recipe: Recipe) -> None:
+    """See before any training that there will be masks to show.
+
+    Raises:
+        UserError: the recipe keeps none.
+    """
+    if recipe.evaluate.examples == 0:
+        raise UserError("evaluate.examples=0 keeps no masks, and the results show some: set it to 1 or more")
 
 
 def masks_sheet(
@@ -17,14 +29,15 @@ def masks_sheet(
     """A row a phrase: photo, truth, systems' masks, each at its threshold.
 
     Args:
-        evaluation: with examples of the set.
+        evaluation: with at least one example of the set.
         set_name: whose examples.
         models: some of the systems in their order, and what to write above their masks; None: all.
-        rows: phrases.
+        rows: phrases, at most: no more than there are examples.
     """
     if models is None:
         models = {model: model for model, of in evaluation.examples if of == set_name}
-    return stacked([_row(evaluation, models, set_name, number) for number in range(rows)])
+    kept = min(len(evaluation.examples[model, set_name]) for model in models)
+    return stacked([_row(evaluation, models, set_name, number) for number in range(min(rows, kept))])
 
 
 def _row(evaluation: Evaluation, models: Mapping[str, str], set_name: str, number: int) -> Image.Image:

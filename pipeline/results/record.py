@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from ldznet.config import Config
+from ldznet.errors import UserError
 from ldznet.score_results import Score
 from pipeline.evaluation.run import Result
 from pipeline.recipe import Recipe
@@ -13,6 +14,10 @@ from pipeline.report.machine import machine_facts, package_versions
 from pipeline.results.seeds import over_seeds
 
 _HOST_FACTS = frozenset({"System"})  # say nothing about a figure
+_AND = " && "  # between the commands of a record's parts
+_ALSO = "; "  # between facts in which its parts differ
+
+RowKey = tuple[str, int | None, str]  # model, seed, set
 
 
 class ResultRow(Config):
@@ -28,6 +33,16 @@ class ResultRow(Config):
     iou_fg: Score
     ap: Score
     seconds_per_phrase: float
+
+    @property
+    def key(self) -> RowKey:
+        """What no other row of its record is."""
+        return (self.model, self.seed, self.set_name)
+
+    @property
+    def scores(self) -> tuple[object, ...]:
+        """What a note may speak of."""
+        return (self.key, self.miou, self.iou_fg, self.ap)
 
     @classmethod
     def of(
@@ -115,10 +130,52 @@ class ResultRecord(Config):
             date=datetime.now(UTC).date().isoformat(),
         )
 
+    def joined(self, earlier: "ResultRecord") -> "ResultRecord":
+        """With the rows of an earlier record that this one lacks, and with its note where it still speaks the truth.
+
+        Its machines, versions, dates and commands are those of both.
+
+        Raises:
+            UserError: a set has other phrases by now, so that its rows do not compare.
+        """
+        new = {row.key: row for row in self.rows}
+        staying = [row for row in earlier.rows if row.key not in new]
+        phrases = {row.set_name: row.phrases for row in self.rows}
+        for row in staying:
+            if phrases.get(row.set_name, row.phrases) != row.phrases:
+                raise UserError(
+                    f"the record of {self.name} has {row.phrases} phrases of {row.set_name}, which are "
+                    f"{phrases[row.set_name]} now: move it away and run all; what is trained stays trained"
+                )
+        unchanged = all(new.get(row.key, row).scores == row.scores for row in earlier.rows)
+        return self.model_copy(
+            update={
+                "rows": tuple(({row.key: row for row in earlier.rows} | new).values()),
+                "command": _both(earlier.command, self.command, between=_AND),
+                "minutes": {**self.minutes, **earlier.minutes},  # of a station that had work to do
+                "machine": _both_facts(earlier.machine, self.machine),
+                "versions": _both_facts(earlier.versions, self.versions),
+                "date": _both(earlier.date, self.date),
+                "note": self.note or (earlier.note if unchanged else ""),
+            }
+        )
+
+    def require_same(self, recipe: Recipe, *, path: Path, steps: int | None) -> None:
+        """Refuse to stand beside rows of another recipe or length.
+
+        Raises:
+            UserError: names the record's file.
+        """
+        if (self.recipe_digest, self.steps) != (recipe.digest(), steps):
+            raise UserError(
+                f"{path} has rows of another recipe or number of steps, which new ones cannot stand beside: "
+                "move it away, or run all systems and seeds"
+            )
+
     @property
     def scores(self) -> list[tuple[object, ...]]:
         """Every row's, and whose they are."""
-        return [(row.model, row.seed, row.set_name, row.miou, row.iou_fg, row.ap) for row in self.rows]
+        return [row.scores for row in self.rows]
 
     @property
     def seeds(self) -> int:
@@ -146,3 +203,12 @@ class ResultRecord(Config):
     def load(cls, path: Path) -> "ResultRecord":
         """Read one back."""
         return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def _both(earlier: str, now: str, *, between: str = _ALSO) -> str:
+    """What is told twice once, what differs beside each other."""
+    return earlier if now in earlier.split(between) else f"{earlier}{between}{now}"
+
+
+def _both_facts(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    return {**now, **{name: _both(told, now.get(name, told)) for name, told in earlier.items()}}

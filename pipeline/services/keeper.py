@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.services.credentials_file import write_credentials
+from pipeline.services.credentials_file import SERVERS_FILE, write_credentials
 from pipeline.services.mlflow_server import MlflowServer
 from pipeline.services.process_identity import ProcessIdentity
 from pipeline.services.ray_head import RayHead
@@ -31,6 +31,8 @@ CREDENTIALS = "credentials.env"
 LOCK = "keeper.lock"
 BUCKET = "ldznet"
 HELD = 3  # exit code: another keeper has the folder
+
+_MADE_BY = "made by `ldznet services start`"  # the file of credentials begins with it
 
 log = logging.getLogger("pipeline.services.keeper")
 
@@ -50,9 +52,30 @@ def keep(folder: Path, *, ray_nodes: int = 1) -> int:
                 _tell(folder, store, mlflow, ray)
                 ended.wait()
         finally:
-            for name in (RECORD, CREDENTIALS):
-                (folder / name).unlink(missing_ok=True)
+            forget(folder)
     return 0
+
+
+def installation_credentials(folder: Path) -> Path | None:
+    """A file of credentials there that is not `start`'s own, as `ldznet services credentials` leaves two."""
+    for path in (folder / SERVERS_FILE, folder / CREDENTIALS):
+        if path.exists() and not _is_ours(path):
+            return path
+    return None
+
+
+def forget(folder: Path) -> None:
+    """Remove what told of services that have ended. Credentials of others stay."""
+    (folder / RECORD).unlink(missing_ok=True)
+    if _is_ours(folder / CREDENTIALS):
+        (folder / CREDENTIALS).unlink(missing_ok=True)
+
+
+def _is_ours(credentials: Path) -> bool:
+    try:
+        return credentials.read_bytes().startswith(f"# {_MADE_BY}".encode())
+    except FileNotFoundError:
+        return False
 
 
 def _leave(ended: threading.Event) -> None:
@@ -82,7 +105,7 @@ def _servers(folder: Path, ray_nodes: int) -> Iterator[tuple[SeaweedFS, MlflowSe
 def _tell(folder: Path, store: SeaweedFS, mlflow: MlflowServer, ray: RayHead) -> None:
     credentials = folder / CREDENTIALS
     variables = store.environment() | mlflow.environment() | ray.environment()
-    comment = f"made by `ldznet services start`; use: set -a; source {credentials}; set +a"
+    comment = f"{_MADE_BY}; use: set -a; source {credentials}; set +a"
     write_credentials(credentials, variables, comment=comment)
     servers = {
         "S3": (store.endpoint, store.pid, store.log),

@@ -13,7 +13,15 @@ from typing import Any
 from ldznet.errors import UserError
 from pipeline.services.child import last_lines
 from pipeline.services.credentials_file import read_credentials
-from pipeline.services.keeper import BUCKET, CREDENTIALS, HELD, LOCK, RECORD
+from pipeline.services.keeper import (
+    BUCKET,
+    CREDENTIALS,
+    HELD,
+    LOCK,
+    RECORD,
+    forget,
+    installation_credentials,
+)
 from pipeline.services.mlflow_server import mlflow_answers
 from pipeline.services.process_identity import ProcessIdentity
 from pipeline.services.ray_head import ray_answers
@@ -80,6 +88,7 @@ def start(folder: Path, *, ray_nodes: int = 1) -> tuple[Workstation, bool]:
     several share this machine, to try what happens between nodes.
 
     Raises:
+        UserError: the folder holds an installation's credentials, which these services' own would replace.
         RuntimeError: they do not start; the message ends with the last lines of the keeper's log.
     """
     if sys.platform != "linux":
@@ -89,6 +98,12 @@ def start(folder: Path, *, ray_nodes: int = 1) -> tuple[Workstation, bool]:
     found = running(folder)
     if found is not None:
         return found, False
+    others = installation_credentials(folder)
+    if others is not None:
+        raise UserError(
+            f"{others} is of an installation (`ldznet services credentials`): start these services from a folder of "
+            "their own, by --folder"
+        )
     output = folder / "keeper.log"
     while True:
         keeper = _start_keeper(folder, output, ray_nodes)
@@ -119,8 +134,7 @@ def stop(folder: Path) -> bool:
         process = ProcessIdentity(**facts["process"])
         while process.is_alive():
             time.sleep(_POLL_S)
-    for name in (RECORD, CREDENTIALS):
-        (folder / name).unlink(missing_ok=True)
+    forget(folder)
     return ended
 
 

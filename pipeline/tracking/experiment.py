@@ -1,4 +1,4 @@
-"""The experiment under which MLflow keeps runs."""
+"""The experiment under which MLflow keeps runs, and the one that a run is in."""
 
 from typing import TYPE_CHECKING
 
@@ -28,3 +28,17 @@ def experiment_id(client: "MlflowClient", config: TrackingConfig, uri: str) -> s
     if found.lifecycle_stage == "deleted":
         raise MlflowException(f"the experiment {name!r} was deleted: restore it or choose another name")
     return found.experiment_id
+
+
+def experiment_of(client: "MlflowClient", run_id: str) -> str | None:
+    """The id of the experiment that a run is in; None where MLflow answers that it has none such, or deleted it."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it did not answer that
+            raise
+        return None
+    return run.experiment_id if run.lifecycle_stage == LifecycleStage.ACTIVE else None

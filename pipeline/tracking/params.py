@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,21 @@ log = logging.getLogger(__name__)
 # MLflow's own limits
 _PARAMS_A_REQUEST = 100
 _LONGEST_VALUE = 6000  # characters
+_NOT_IN_NAMES = re.compile(r"[^\w. :-]")  # a slash it takes in a tidy path only
+
+
+def accepted_name(text: str) -> str:
+    """A name as MLflow takes it: characters that it refuses are told by their codes, `+` as `-x2b-`."""
+    return _NOT_IN_NAMES.sub(lambda refused: f"-x{ord(refused[0]):x}-", text)
 
 
 def leaves(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted keys and values as text; a list is one leaf, as JSON."""
+    """Dotted keys, as MLflow takes them, and values as text; a list is one leaf, as JSON."""
     if isinstance(value, Mapping):
         return [
             leaf
             for key, inner in value.items()
-            for leaf in leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+            for leaf in leaves(inner, accepted_name(f"{prefix}.{key}" if prefix else str(key)))
         ]
     text = json.dumps(value) if isinstance(value, (list, bool)) or value is None else str(value)
     return [(prefix, text[:_LONGEST_VALUE])] if prefix else []

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from pipeline.tracking.client import open_client, tracking_failures
 from pipeline.tracking.config import SUBMISSION, TrackingConfig, store_uri
 from pipeline.tracking.delivery import MetricDelivery
-from pipeline.tracking.experiment import experiment_id
-from pipeline.tracking.params import leaves
+from pipeline.tracking.experiment import experiment_id, experiment_of
+from pipeline.tracking.params import accepted_name, leaves
 from pipeline.tracking.params import log_params as log_params_of
 from pipeline.tracking.redaction import REDACTED, redacted, redacted_file, redacted_text
 from pipeline.tracking.spool import MetricPoint
@@ -40,6 +40,10 @@ _RETRY_SECONDS = 60.0
 _FLUSH_SECONDS = 5.0
 _FLUSH_POINTS = 500
 _DIGEST_CHARACTERS = 36  # MLflow's own limit
+
+
+class _RunGoneError(LookupError):
+    """MLflow answers that it does not have the run, or that it was deleted there."""
 
 
 class Tracker:
@@ -68,6 +72,7 @@ class Tracker:
         self._wanted_run: str | None = None
         self._owner: str | None = None
         self._on_created: Callable[[str], None] | None = None
+        self._untold_run: str | None = None  # made here, and not handed to `on_created` yet
         self._tags: dict[str, str] = {}
         self._params: dict[str, str] = {}
         self._recipe: str | None = None
@@ -76,6 +81,7 @@ class Tracker:
         self._flushed_at = time.monotonic()
         self._retry_at = 0.0
         self._warned = False
+        self._gone = False  # MLflow lacks the run, and another one is not ours to make
         self._open = False
         self._monitor: Any = None
 
@@ -140,7 +146,9 @@ class Tracker:
         Args:
             job: `precompute`, `train`, `evaluate` …
             run_id: The run to take up again after a restart. What it already holds is not logged twice: of
-                each metric, steps up to the last one that it has are left out.
+                each metric, steps up to the last one that it has are left out. Where MLflow has no such run, or a
+                deleted one, a new run takes its place if `on_created` is given; else metrics wait for whoever makes
+                the owner's next run.
             recipe: The resolved recipe: its leaves become parameters, the whole an artifact `recipe.yaml`.
             tags: Such as the cache key and the manifest.
             sources: Job name -> id of the run that made this run's input; None entries are left out.
@@ -159,13 +167,15 @@ class Tracker:
         self._params = dict(leaves(plain))
         self._tags = {"job": job, "mlflow.source.name": job, "mlflow.source.type": "JOB"}
         self._tags |= {key: str(redacted(value, key)) for key, value in (tags or {}).items()}
-        self._tags |= {f"source_run.{name}": source for name, source in (sources or {}).items() if source}
+        self._tags |= {
+            accepted_name(f"source_run.{name}"): source for name, source in (sources or {}).items() if source
+        }
         if parent_run_id:
             self._tags["mlflow.parentRunId"] = parent_run_id
         if submission := os.environ.get(SUBMISSION):
             self._tags["ray.submission_id"] = submission
         self._wanted_run, self._owner = run_id, owner
-        self._on_created = on_created if run_id is None else None
+        self._on_created, self._untold_run = on_created, None
         self._open = True
         self._waiting.name_after(owner or run_id)
         if owner is None and run_id is None:
@@ -193,7 +203,10 @@ class Tracker:
         self._flushed_at = time.monotonic()
         if not self._config.enabled:
             return
-        self._waiting.send(self._buffer, self._deliver)
+        if self._may_try():
+            self._waiting.send(self._buffer, self._deliver)
+        else:
+            self._waiting.keep(self._buffer)
         self._buffer = []
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -271,7 +284,7 @@ class Tracker:
         self._send_all()
         self._retry_at = 0.0
         self._attempt("ending the run", lambda client, run: client.set_terminated(run, status))
-        self._waiting.report("MLflow was away to the end")
+        self._waiting.report("MLflow lacks their run" if self._gone else "MLflow was away to the end")
         self._client = None
 
     def use(self, what: str, action: Callable[["MlflowClient", str], T]) -> T | None:
@@ -279,7 +292,7 @@ class Tracker:
         return self._attempt(what, action)
 
     def _attempt(self, what: str, action: Callable[["MlflowClient", str], T]) -> T | None:
-        if not self._config.enabled or time.monotonic() < self._retry_at:
+        if not self._may_try():
             return None
         self._tell_created()
         try:
@@ -287,21 +300,31 @@ class Tracker:
                 self._client = open_client(self._uri)
             run_id = self._run_id or self._begin(self._client)
             result = action(self._client, run_id)
+        except _RunGoneError as error:
+            self._put_off(f"{error}: metrics wait for its successor", again=self._gone)
+            self._gone = True
+            return None
         except tracking_failures() as error:
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-            level = logging.DEBUG if self._warned else logging.WARNING
             reason = redacted_text(str(error).strip().partition("\n")[0]) or type(error).__name__
-            log.log(level, "MLflow is away (%s: %s); the run goes on without it", what, reason)
-            self._warned = True
+            self._put_off(f"MLflow is away ({what}: {reason})", again=self._warned)
             return None
         if self._warned:
             log.info("MLflow is back")
-            self._warned = False
+        self._warned = self._gone = False
         return result
+
+    def _may_try(self) -> bool:
+        return self._config.enabled and time.monotonic() >= self._retry_at
+
+    def _put_off(self, why: str, *, again: bool) -> None:
+        """Leave MLflow alone for a while. Why is a warning the first time."""
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        log.log(logging.DEBUG if again else logging.WARNING, "%s; the run goes on without it", why)
+        self._warned = True
 
     def _begin(self, client: "MlflowClient") -> str:
         self._experiment_id = experiment_id(client, self._config, self._uri)
-        wanted = self._wanted_run
+        wanted = self._standing_run(client)
         run_id = self._create(client) if wanted is None else self._take_up(client, wanted)
         # An owner's files may hold steps that an earlier process has logged, and a later one again.
         self._delivery = MetricDelivery(once=wanted is not None or self._owner is not None)
@@ -313,8 +336,24 @@ class Tracker:
             self._watch_system(run_id, resumed=wanted is not None)
         return run_id
 
+    def _standing_run(self, client: "MlflowClient") -> str | None:
+        """The run to take up; None where a new one is to be made. `_RunGoneError`: neither is ours to do."""
+        wanted = self._wanted_run
+        if wanted is None:
+            return None
+        found = experiment_of(client, wanted)
+        if found is not None:
+            self._experiment_id = found
+            return wanted
+        if (
+            self._on_created is None
+        ):  # a rank: its driver makes the new run, and a second one would split the metrics
+            raise _RunGoneError(f"MLflow has no run {wanted} any more")
+        log.warning("MLflow has no run %s any more: a new one takes its place", wanted)
+        self._wanted_run = self._untold_run = None
+        return None
+
     def _take_up(self, client: "MlflowClient", run_id: str) -> str:
-        self._experiment_id = client.get_run(run_id).info.experiment_id
         client.update_run(run_id, status="RUNNING")
         for key, value in self._tags.items():
             client.set_tag(run_id, key, value)
@@ -324,7 +363,7 @@ class Tracker:
         name = self._config.run_name
         run_id: str = client.create_run(self._experiment_id, tags=self._tags, run_name=name).info.run_id
         # From here on the run exists: a failure below must not make another one.
-        self._wanted_run = run_id
+        self._wanted_run = self._untold_run = run_id
         self._tell_created()
         if self._owner is None:
             self._waiting.hand_over(run_id)
@@ -332,14 +371,14 @@ class Tracker:
 
     def _tell_created(self) -> None:
         """Hand a new run's id to whom it is to be known. What then fails is no fault of MLflow's."""
-        if self._on_created is None or self._wanted_run is None:
+        if self._on_created is None or self._untold_run is None:
             return
         try:
-            self._on_created(self._wanted_run)
+            self._on_created(self._untold_run)
         except OSError as error:
-            log.warning("MLflow run %s could not be recorded yet: %s", self._wanted_run, error)
+            log.warning("MLflow run %s could not be recorded yet: %s", self._untold_run, error)
         else:
-            self._on_created = None
+            self._untold_run = None
 
     def _watch_system(self, run_id: str, *, resumed: bool) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

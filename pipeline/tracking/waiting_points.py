@@ -74,6 +74,13 @@ class WaitingPoints:
         except OSError as error:
             self._failed(error, lost=len(fresh))
 
+    def keep(self, fresh: Sequence[MetricPoint]) -> None:
+        """Put fresh points behind those in the spool, unread: while MLflow is away it grows long."""
+        try:
+            self._spool.append(fresh)
+        except OSError as error:
+            self._failed(error, lost=len(fresh))
+
     def report(self, why: str) -> None:
         """Say at the end how many points are still here, because of what, and how many are lost."""
         for file in (self._spool, self._journal):

@@ -130,8 +130,8 @@ def read_checkpoint(folder: Path, *, engine: Engine, ema: EMA | None, identity: 
     receipt = _read_receipt(folder, 0)
     if receipt.identity != identity:
         raise UserError(
-            f"the checkpoint of step {receipt.step} was made by another configuration, of other data or another frozen LDM: "
-            "give the run another name, or set back what has changed"
+            f"the checkpoint of step {receipt.step} was made by another configuration, of other data or another frozen "
+            "LDM: give the run another name, or set back what has changed"
         )
     engine.load(folder)
     if ema is not None:

@@ -129,7 +129,7 @@ class TrainingRun:
         now = self._trained_on()
         if None not in {record.trained_on, now} and record.trained_on != now:
             raise UserError(
-                f"the training {self.name} was finished on other samples or another frozen LDM than its recipe has now: "
+                f"the training {self.name} was finished on other samples or another frozen LDM than the recipe has: "
                 f"give it another `name`, or remove {self.storage}/{self.name} to train it anew"
             )
         return record if record.patience == self._recipe.train.patience else None

@@ -336,6 +336,28 @@ def test_figures_table_and_report_are_in_mlflow(
     assert table.strip() == told.read_text().strip()
 
 
+def test_a_set_that_is_not_scored_needs_no_features(
+    recipe_path: Path, networks: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = recipe_path.parent / "one-set"
+    more = "sets.more={split: val, view: {size: 64}, prompts: ['{}.']}"
+    arguments = [str(recipe_path), override([str(networks["znet"])]), more, f"output={output}"]
+    assert main(["evaluate", *arguments]) == 0
+    assert "CLIPSeg's protocol" in capsys.readouterr().out
+    assert "The cache holds no features of more" in (output / "report.html").read_text()
+
+
+def test_the_table_is_printed_whatever_happens_to_the_report(
+    recipe_path: Path, networks: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = recipe_path.parent / "no-report"
+    (output / "report.html").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        main(["evaluate", str(recipe_path), override([str(networks["znet"])]), f"output={output}"])
+    assert "CLIPSeg's protocol" in capsys.readouterr().out
+    assert (output / "evaluation.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("models", "options", "told"),
     [

@@ -231,11 +231,11 @@ def test_nothing_listens_beyond_this_machine(recipe: Path, tmp_path: Path) -> No
 
 
 def test_repair_with_a_recipe_that_takes_some_of_the_blocks(copy: ObjectStore, recipe: Path) -> None:
-    before, fewer = shards(copy), "features.blocks=[6]"
-    assert main([str(recipe), f"cache.url={copy.url}", fewer]) == 0
+    before, fewer = shards(copy), ("features.blocks=[6]", "network.blocks=[6]")
+    assert main([str(recipe), f"cache.url={copy.url}", *fewer]) == 0
     assert shards(copy) == before
     copy.delete(min(before))
-    assert main([str(recipe), f"cache.url={copy.url}", fewer, "--repair"]) == 0
+    assert main([str(recipe), f"cache.url={copy.url}", *fewer, "--repair"]) == 0
     assert shards(copy) == before
     assert cache_main(["verify", copy.url]) == 0
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.tracking.background import BackgroundTracker
 from pipeline.tracking.client import open_client, sqlite_uri
 from pipeline.tracking.history import logged_curve
+from pipeline.tracking.spool import MetricPoint, MetricSpool
 from pipeline.tracking.tracker import Tracker, TrackingConfig
 
 pytestmark = pytest.mark.long  # `make test-cluster`
@@ -98,6 +100,21 @@ def test_a_run_tells_what_ran_on_what(tmp_path: Path) -> None:
     assert not [path for path in folder.rglob("*") if path.is_file() and b"hunter22" in path.read_bytes()]
 
 
+def test_names_that_mlflow_refuses_cost_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(QUIET, folder=tmp_path)
+    tracker.start(
+        job="evaluate",
+        recipe={"data": {"splits": {"refcoco+": "val", "a//b@": "test"}}},
+        sources={"train.ldznet+pc (2)": "0123"},
+    )
+    tracker.finish()
+    assert "MLflow is away" not in caplog.text
+    run = open_client(tracker.uri).get_run(str(tracker.run_id))
+    assert sorted(run.data.params.values()) == ["test", "val"]
+    assert all(name.startswith("data.splits.") for name in run.data.params)
+    assert run.data.tags["source_run.train.ldznet-x2b-pc -x28-2-x29-"] == "0123"
+
+
 def test_the_same_run_after_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Tracker(QUIET, folder=tmp_path)
     run_id = first.start(job="train", recipe={"lr": 1, "engine": "ddp"})
@@ -165,6 +182,31 @@ def test_training_goes_on_while_mlflow_is_away(tmp_path: Path, caplog: pytest.Lo
     assert [step for step, _ in history(tracker, "loss")] == [0, 1, 2, 3]
     assert open_client(tracker.uri).get_run(str(tracker.run_id)).data.params == {"lr": "1"}
     assert not (tmp_path / "run" / "metrics-spool.jsonl").exists()
+
+
+def test_between_attempts_the_spool_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.tracking.background._SECONDS_BETWEEN_SENDS", 0.01)
+    monkeypatch.setattr("pipeline.tracking.tracker._RETRY_SECONDS", 3600.0)
+    read, reads = MetricSpool.read, []
+
+    def counted(spool: MetricSpool) -> list[MetricPoint]:
+        reads.append(spool.path.name)
+        return read(spool)
+
+    monkeypatch.setattr(MetricSpool, "read", counted)
+    away, _ = blocked(tmp_path)
+    folder = tmp_path / "run"
+    spool, journal = MetricSpool.of(folder, "one"), MetricSpool.journal_of(folder, "one")
+    spool.append(MetricPoint(key="loss", value=1.0, step=step, timestamp=1) for step in range(20_000))
+    rank = BackgroundTracker(QUIET.model_copy(update={"uri": away.uri}), folder=folder)
+    rank.start(job="train", run_id="0123", owner="one")
+    for step in range(20_000, 20_005):
+        rank.log_metrics({"loss": 1.0}, step)
+        while journal.path.exists():  # until the thread has taken it up
+            time.sleep(0.005)
+    assert spool.path.name not in reads
+    rank.finish()
+    assert [point.step for point in read(spool)] == list(range(20_005))
 
 
 def test_mlflow_away_to_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

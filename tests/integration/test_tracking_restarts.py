@@ -25,11 +25,14 @@ class Outage:
         self.folder = tmp_path / "run"
         self._obstacle = tmp_path / "store"
         self._obstacle.write_text("not a folder")
-        self.uri = sqlite_uri(self._obstacle / "mlflow.db")
-        self.config = TrackingConfig(uri=self.uri, experiment="tests", system_metrics=False)
+        self.move(sqlite_uri(self._obstacle / "mlflow.db"))
 
     def end(self) -> None:
         self._obstacle.unlink()
+
+    def move(self, uri: str) -> None:
+        self.uri = uri
+        self.config = TrackingConfig(uri=uri, experiment="tests", system_metrics=False)
 
     def driver(self) -> Tracker:
         return Tracker(self.config, folder=self.folder)
@@ -193,3 +196,57 @@ def test_equal_trainings_in_several_storages_have_files_of_their_own(recipe: Rec
     one, other, again = (TrainingRun(recipe.model_copy(update={"storage": place})) for place in storages)
     assert one.name == other.name
     assert one.metrics_owner == again.metrics_owner != other.metrics_owner
+
+
+@pytest.mark.parametrize("gone", ["deleted", "in another store"])
+def test_a_run_that_mlflow_does_not_have_gives_way_to_a_new_one(
+    outage: Outage, recipe: Recipe, gone: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage.end()
+    with TrainingRun(recipe).recorded() as record:
+        stale = str(record.run_id)
+    if gone == "deleted":
+        open_client(outage.uri).delete_run(stale)
+    else:
+        outage.move(sqlite_uri(tmp_path / "other" / "mlflow.db"))
+        recipe = recipe.model_copy(update={"tracking": outage.config})
+    training = TrainingRun(recipe)
+    for steps in (range(3), range(2, 5)):  # the second time the new run is the one that is known
+        with training.recorded() as record:
+            assert recorded_run(recipe) == record.run_id != stale
+            rank = outage.rank(training.metrics_owner, record.run_id)
+            log_losses(rank, steps)
+            rank.finish()
+            assert record.tracker.use("registering", lambda _, run_id: run_id) == record.run_id
+    (run_id,) = outage.runs()
+    assert recorded_run(recipe) == run_id
+    assert [step for step, _ in outage.losses(run_id)] == [0, 1, 2, 3, 4]
+    assert outage.left() == []
+    assert caplog.text.count(f"MLflow has no run {stale} any more") == 1
+    assert "MLflow is away" not in caplog.text
+
+
+def test_a_rank_makes_no_run_in_place_of_one_that_is_gone(
+    outage: Outage, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outage.end()
+    with TrainingRun(recipe).recorded() as record:
+        stale = str(record.run_id)
+    obstacle = tmp_path / "other"
+    obstacle.write_text("not a folder")
+    outage.move(sqlite_uri(obstacle / "mlflow.db"))
+    recipe = recipe.model_copy(update={"tracking": outage.config})
+    training = TrainingRun(recipe)
+    with training.recorded() as record:
+        assert record.run_id == recorded_run(recipe) == stale, "nobody could ask"
+        obstacle.unlink()
+        for steps in (range(2), range(1, 4)):  # the ranks are lost, and come back
+            rank = outage.rank(training.metrics_owner, record.run_id)
+            log_losses(rank, steps)
+            rank.finish()
+        assert outage.runs() == []
+        assert caplog.text.count(f"MLflow has no run {stale} any more: metrics wait") == 2
+    (run_id,) = outage.runs()  # the driver's
+    assert recorded_run(recipe) == run_id
+    assert [step for step, _ in outage.losses(run_id)] == [0, 1, 2, 3]
+    assert outage.left() == []

@@ -59,6 +59,10 @@ def test_resolved_recipe_reads_back_as_itself(recipe_path: Path) -> None:
         (["network.kind=rgbnet"], "features.keep_images"),
         (["sets.val.split=test"], "validate_on=val is of the test split, which only measures"),
         (["evaluate.sets=[tset]"], "evaluate.sets names 'tset'"),
+        (["sets.refcoco+.split=val"], "sets: 'refcoco+' cannot name a set: take letters, digits, _, . and -"),
+        (["sets.a/b.split=val"], "sets: 'a/b' cannot name a set"),
+        (["sets._a.split=val"], "sets: '_a' cannot name a set"),
+        (["evaluate.models=[{source: a, name: a+b}]"], "evaluate.models.0.name: "),
         (["steps"], "is no override"),
         (["data.format=coco"], "data.format: "),
     ],
@@ -68,6 +72,12 @@ def test_mistakes_are_named_in_one_line(recipe_path: Path, overrides: list[str],
         load_recipe(recipe_path, overrides)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["testA", "3d", "umd-val_2.test", "prüfung"])
+def test_sets_have_names_of_the_user_s(recipe_path: Path, name: str) -> None:
+    recipe_path.write_text(f"{MINIMAL}  {name}: {{split: test}}\n")
+    assert name in load_recipe(recipe_path).scored_sets
 
 
 def test_missing_key_is_named(recipe_path: Path) -> None:

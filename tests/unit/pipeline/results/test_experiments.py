@@ -43,3 +43,13 @@ def test_a_choice_that_names_nothing_is_refused(choice: dict[str, list[str]]) ->
         UserError, match=r"table has no such training: its systems are 'ldznet', .* its seeds 1, 2, 3"
     ):
         EXPERIMENTS["table"].only(**choice)  # type: ignore[arg-type]
+
+
+def test_what_a_part_makes_again() -> None:
+    whole, part = EXPERIMENTS["table"], EXPERIMENTS["table"].only(seeds=[3])
+    assert whole.makes("znet", seed=1, set_name="test")
+    assert part.makes("znet", seed=3, set_name="test")
+    assert not part.makes("znet", seed=1, set_name="test")
+    assert not part.makes("anet", seed=3, set_name="test")
+    assert not part.makes("znet", seed=3, set_name="val")
+    assert part.makes("noise-map", seed=None, set_name="test")

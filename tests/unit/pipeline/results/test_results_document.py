@@ -41,6 +41,7 @@ def test_every_figure_stands_with_its_interval_and_its_origin(tmp_path: Path) ->
         "| foreign | 321 | ldznet | 9.40 M |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
     )
     assert "| foreign | 321 | noise-map |  |  | 51.2 [48.0, 54.0] | 60.0 | 70.0 [65.0, 75.0] | 31 |" in text
+    assert "| AP | ms a phrase, from cached features |\n" in text
     assert "- command: `python -m jobs.results --only table`; scenes 1.5 min; train 12 min\n" in text
     for fact in ("ab" * 32, "Processor: two cores", "torch 2", "2026-01-02"):
         assert fact in text

@@ -1,5 +1,6 @@
 """Files of credentials: their owner's alone, read alike by a shell and by us."""
 
+import json
 import os
 import stat
 import subprocess
@@ -15,6 +16,8 @@ from pipeline.services.credentials_file import (
     read_credentials,
     write_credentials,
 )
+from pipeline.services.keeper import CREDENTIALS, RECORD, forget, installation_credentials
+from pipeline.services.process_identity import ProcessIdentity
 
 
 def test_a_shell_and_we_read_the_same(tmp_path: Path) -> None:
@@ -110,3 +113,42 @@ def test_nothing_runs_from_an_empty_folder(tmp_path: Path, capsys: pytest.Captur
     assert main(["status", "--folder", str(tmp_path)]) == 3
     assert main(["stop", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no services run from {tmp_path}\n" * 2
+
+
+@pytest.mark.parametrize("left", [(CREDENTIALS, SERVERS_FILE), (CREDENTIALS,), (SERVERS_FILE,)])
+def test_services_of_this_machine_are_not_started_over_an_installations_credentials(
+    left: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node has credentials.env alone; where it was lost, servers.env tells whose the folder is."""
+    folder = tmp_path / "services"
+    assert main(["credentials", "--folder", str(folder)]) == 0
+    for path in folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    assert main(["start", "--folder", str(folder)]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "is of an installation" in told and "--folder" in told
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_a_killed_start_left_is_no_installations(tmp_path: Path) -> None:
+    write_credentials(
+        tmp_path / CREDENTIALS, {"KEY": "1"}, comment="made by `ldznet services start`; use: set -a"
+    )
+    assert installation_credentials(tmp_path) is None
+    forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stop_leaves_an_installations_credentials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Made where services had been killed, so that their record was still there."""
+    assert main(["credentials", "--folder", str(tmp_path)]) == 0
+    with subprocess.Popen(["sleep", "600"]) as process:
+        record = {"keeper": ProcessIdentity.of(process.pid).to_json(), "servers": {}}
+        process.kill()
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    assert main(["stop", "--folder", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {CREDENTIALS, SERVERS_FILE}
+    assert "no services run" in capsys.readouterr().out

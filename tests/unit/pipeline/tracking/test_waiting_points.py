@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from unit.pipeline.tracking.full_disk import files_of_at_most, points
 
-from pipeline.tracking.spool import MetricPoint
+from pipeline.tracking.spool import MetricPoint, MetricSpool
 from pipeline.tracking.waiting_points import WaitingPoints
 
 
@@ -82,3 +82,20 @@ def test_points_that_left_are_not_called_lost(tmp_path: Path, caplog: pytest.Log
     waiting.report("at the end")
     assert server.taken == points(1)
     assert "lost" not in caplog.text
+
+
+def test_points_that_are_kept_leave_after_those_in_the_spool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, server = waiting_of(tmp_path, "one"), Server()
+    waiting.keep([])
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as unread:
+        unread.setattr(MetricSpool, "read", None)
+        waiting.keep(points(1))
+        waiting.keep(points(2))
+    with files_of_at_most(0):
+        waiting.keep(points(3))
+    assert "metric values are lost" in caplog.text
+    waiting.send(points(4), server)
+    assert server.taken == points(1, 2, 4)
