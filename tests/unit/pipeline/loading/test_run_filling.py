@@ -157,14 +157,13 @@ def test_with_threads_and_reused_memory_too(
     one = loader(store, manifest, concurrency=4, batches_ahead=2)
     list(one.epoch(Position()))
     plain_reads.clear()
-    seen: list[set[int]] = [set(), set()]
-    for epoch in range(2):
+    seen: set[int] = set()
+    for _ in range(2):  # epochs of five batches of nine tensors
         for ours, plain in zip(one.epoch(Position()), expected(store, manifest, one), strict=True):
             assert_equal(ours, plain)
-            seen[epoch] |= {tensor.data_ptr() for tensor in tensors_of(ours).values()}
+            seen |= {tensor.data_ptr() for tensor in tensors_of(ours).values()}
     assert not plain_reads
-    assert len(seen[0]) < 5 * 9
-    assert seen[1] <= seen[0]
+    assert len(seen) <= 4 * 9  # two ahead, the one that is next, and the one that was handed out
 
 
 def test_blocks_that_were_not_asked_for_are_not_kept(tmp_path: Path, plain_reads: list[int]) -> None:
