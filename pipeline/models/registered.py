@@ -110,7 +110,10 @@ def resolve_model(
     with _told(match, uri):
         version = _asked_version(match, uri)
         name = match["name"]
-        packed = _download(uri, name, version, folder) if folder else _downloaded(uri, name, version)
+        if folder is None:
+            packed = _downloaded(uri, name, version)
+        else:
+            packed = _download(uri, open_client(uri).get_model_version_download_uri(name, version), folder)
     return _model_folder(packed, text)
 
 
@@ -230,16 +233,15 @@ def _downloaded(uri: str, name: str, version: str) -> Path:
     """The artifact where it lies, if it is this machine's; else one copy, for as long as this process lives."""
     location = open_client(uri).get_model_version_download_uri(name, version)
     if urlsplit(location).scheme in {"", "file"}:
-        return _download(uri, name, version, None)
+        return _download(uri, location, None)
     folder = tempfile.mkdtemp(prefix="ldznet-registered-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return _download(uri, name, version, Path(folder))
+    return _download(uri, location, Path(folder))
 
 
-def _download(uri: str, name: str, version: str, folder: Path | None) -> Path:
+def _download(uri: str, location: str, folder: Path | None) -> Path:
     from mlflow.artifacts import download_artifacts
 
-    location = open_client(uri).get_model_version_download_uri(name, version)
     destination = None if folder is None else str(folder)
     return Path(download_artifacts(artifact_uri=location, dst_path=destination, tracking_uri=uri))
 

@@ -45,7 +45,8 @@ class FinishedTraining(Config):
     run_id: str | None  # in MLflow
     version: str | None  # in the model registry
     patience: int | None  # that it was stopped by, or would have been
-    trained_on: str | None = None  # names samples and frozen LDM, as far as a later run can tell them
+    ldm: str | None = None  # digest of the frozen LDM
+    samples: str | None = None  # digest of the samples and their order, where a cache gave them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +128,24 @@ class TrainingRun:
         except ValidationError:  # of another version: its last checkpoint tells
             return None
         now = self._trained_on()
-        if None not in {record.trained_on, now} and record.trained_on != now:
+        if any(
+            known is not None and getattr(record, name) not in {None, known} for name, known in now.items()
+        ):
             raise UserError(
                 f"the training {self.name} was finished on other samples or another frozen LDM than the recipe has: "
                 f"give it another `name`, or remove {self.storage}/{self.name} to train it anew"
             )
         return record if record.patience == self._recipe.train.patience else None
 
-    def _trained_on(self) -> str | None:
+    def _trained_on(self) -> dict[str, str | None]:
+        """What a later run compares. Cached and online features are one training: online, only the LDM is compared."""
         recipe, store = self._recipe, open_store(self._recipe.cache.url)
         if recipe.train.features == "online":
-            return ldm_digest(resolve_ldm(recipe.ldm.source))[:12]
+            return {"ldm": ldm_digest(resolve_ldm(recipe.ldm.source)), "samples": None}
         manifest = find_manifest(store, recipe.request_digest(recipe.train_on))
         if manifest is None:  # given up since
-            return None
-        return f"{ShardOrder.of_manifest(store, manifest).digest}-{manifest.spec.ldm_digest[:12]}"
+            return {"ldm": None, "samples": None}
+        return {"ldm": manifest.spec.ldm_digest, "samples": ShardOrder.of_manifest(store, manifest).digest}
 
     def fetch_model(self) -> dict[str, float]:
         """The best model into the output folder. Returns the figures that it was chosen by, and its `step`.
@@ -163,7 +167,7 @@ class TrainingRun:
             run_id=record.run_id or (before.run_id if before else None),  # MLflow may be away this time
             version=version or (before.version if before else None),
             patience=self._recipe.train.patience,
-            trained_on=self._trained_on(),
+            **self._trained_on(),
         )
         open_store(f"{self.storage}/{self.name}").put(FINISHED_RECORD, finished.model_dump_json().encode())
         return finished

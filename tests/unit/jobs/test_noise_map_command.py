@@ -2,22 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from jobs.cli import main
 from ldznet.builtin_models import DEFAULT_LDM
 
 QUICK = ("--timesteps", "400", "--seeds", "0", "--size", "64")
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 def test_each_phrase_gets_a_picture(

@@ -45,6 +45,7 @@ def test_equal_recipes_find_it_finished(
     found = training(path, "train.micro_batch=2", "train.keep_checkpoints=3").finished()
     assert found is not None
     assert found.facts == {"step": 4.0}
+    assert training(path, "train.features=online", "train.online_draws=cycle").finished() == found
     assert training(path, "train.lr=0.1").finished() is None
     assert training(path, "train.patience=3", "train.validate_every=2").finished() is None
 
