@@ -29,6 +29,7 @@ def compare(
     Raises:
         UserError: see `staying_record`; nothing has been trained then.
     """
+    from pipeline.results.differences import experiment_differences
     from pipeline.results.masks_sheet import masks_sheet
     from pipeline.results.record import ResultRecord
 
@@ -46,6 +47,7 @@ def compare(
         command=command,
         minutes=comparison.minutes,
         steps=comparison.recipe.train.steps,
+        differences=experiment_differences(experiment, comparison.scored),
     )
     record = made.joined(earlier) if earlier else made
     record.save(into)

@@ -35,16 +35,20 @@ def probe(recipe: "Recipe") -> Path:
         for scored in _scored(recipe, cache, cells_of(recipe, store, cache), blocks, folder=folder):
             cells += scored
             step = scored[0].timestep
-            tracker.log_metrics({f"ap/block_{cell.block:02d}": cell.ap for cell in scored}, step=step)
+            metrics = {f"ap/block_{cell.block:02d}": cell.ap.value for cell in scored}
+            for cell in scored:
+                if cell.control is not None:
+                    metrics[f"control_ap/block_{cell.block:02d}"] = cell.control.value
+            tracker.log_metrics(metrics, step=step)
             best = best_cell(scored)
-            logger.info("t = %d: best block %d, AP %.1f", step, best.block, 100 * best.ap)
+            logger.info("t = %d: best block %d, AP %s", step, best.block, best.ap)
         write_csv(folder / "probe.csv", cells)
         title = f"AP of a small decoder on {cells[0].phrases} phrases of {recipe.probe.score_on}"
         write_heat_map(folder / "probe.png", cells, title=title)
         for name in ("probe.csv", "probe.png"):
             tracker.log_artifact(folder / name, folder="probe")
     best = best_cell(cells)
-    logger.info("best: block %d at t = %d, AP %.1f -> %s", best.block, best.timestep, 100 * best.ap, folder)
+    logger.info("best: block %d at t = %d, AP %s -> %s", best.block, best.timestep, best.ap, folder)
     return folder
 
 
@@ -55,8 +59,7 @@ def _identity(recipe: "Recipe", cache: "ProbedCache", blocks: "Sequence[int]") -
     from pipeline.cache.spec import canonical_json
 
     asked = [
-        cache.train.manifest_id,
-        cache.score.manifest_id,
+        [manifest.manifest_id for manifest in cache.manifests],
         list(blocks),
         recipe.probe.model_dump(mode="json"),
     ]

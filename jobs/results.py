@@ -4,19 +4,26 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from jobs.entry import exit_code_of
 
 logger = logging.getLogger("jobs.results")
 
 RECIPES = Path(__file__).parent / "recipes"
-COMPARED, ADAPTED = RECIPES / "scenes_128.yaml", RECIPES / "foreign_style.yaml"
+PRETRAINED, COMPARED = RECIPES / "pretrain_cpu.yaml", RECIPES / "scenes_128.yaml"
+PROBED, ADAPTED = RECIPES / "probe_128.yaml", RECIPES / "foreign_style.yaml"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
 _COMPARISONS = ("table", "start", "labels", "ablations")
-_PARTS = (*_COMPARISONS, "adapted", "page")
+_PARTS = ("ldm", "probe", *_COMPARISONS, "times", "adapted", "page")
+
+
+class _Recorded(TypedDict):
+    command: str
+    into: Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_comparisons.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="these alone")
     of_comparisons.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="these alone")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="a.b=c", dest="overrides", help="overrides of all recipes"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="a.b=c",
+        dest="overrides",
+        help="overrides of all recipes but ldm's",
     )
     return exit_code_of(lambda: results(parser.parse_args(argv)))
 
@@ -38,82 +50,62 @@ def results(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: one of them cannot be run as asked; none has been begun then.
     """
-    from jobs.comparison import compare, staying_record
     from jobs.local_ray import ray_session
-    from pipeline.recipe_file import load_recipe
     from pipeline.results.document import write_document
-    from pipeline.results.experiments import EXPERIMENTS
-    from pipeline.results.masks_sheet import require_examples
 
-    chosen = {
-        name: EXPERIMENTS[name].only(systems=arguments.systems, seeds=arguments.seeds)
-        for name in _COMPARISONS
-        if name in arguments.only
-    }
-    for experiment in chosen.values():
-        staying_record(experiment, recipe=COMPARED, overrides=arguments.overrides, into=DOCUMENTS)
-    if "adapted" in arguments.only:
-        require_examples(load_recipe(ADAPTED, arguments.overrides))
-    if set(arguments.only) != {"page"}:
+    acts = _checked(arguments)
+    if acts:
         with ray_session(cpus=3):
-            for name, experiment in chosen.items():
-                compare(
-                    experiment,
-                    recipe=COMPARED,
-                    overrides=arguments.overrides,
-                    command=_command(name, arguments),
-                    into=DOCUMENTS,
-                )
-            if "adapted" in arguments.only:
-                adapt(arguments.overrides, command=_command("adapted", arguments))
+            for part in _PARTS:
+                if part in acts:
+                    acts[part]()
     logger.info("results: %s", write_document(DOCUMENTS))
 
 
-def _command(name: str, arguments: argparse.Namespace) -> str:
+def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """What makes each part, of all that are asked for; a mistake in one is told before the first is begun."""
+    from jobs.comparison import compare, staying_record
+    from jobs.results_adapted import adapt, require_adaptable
+    from jobs.results_ldm import show_shipped_ldm
+    from jobs.results_probe import probe_shipped_ldm
+    from jobs.results_times import measure_times
+    from pipeline.recipe_file import load_recipe
+    from pipeline.results.experiments import EXPERIMENTS
+
+    overrides = arguments.overrides
+    acts: dict[str, Callable[[], None]] = {}
+    for part in arguments.only:
+        recorded: _Recorded = {"command": _command(part, arguments), "into": DOCUMENTS}
+        if part in _COMPARISONS:
+            chosen = EXPERIMENTS[part].only(systems=arguments.systems, seeds=arguments.seeds)
+            staying_record(chosen, recipe=COMPARED, overrides=overrides, into=DOCUMENTS)
+            acts[part] = partial(compare, chosen, recipe=COMPARED, overrides=overrides, **recorded)
+        elif part == "ldm":
+            acts[part] = partial(show_shipped_ldm, PRETRAINED, **recorded)
+        elif part == "probe":
+            load_recipe(PROBED, overrides)
+            acts[part] = partial(probe_shipped_ldm, PROBED, overrides, **recorded)
+        elif part == "times":
+            load_recipe(COMPARED, overrides)
+            acts[part] = partial(measure_times, COMPARED, overrides, **recorded)
+        elif part == "adapted":
+            require_adaptable(ADAPTED, overrides)
+            acts[part] = partial(adapt, ADAPTED, overrides, **recorded)
+    return acts
+
+
+def _command(part: str, arguments: argparse.Namespace) -> str:
     chosen: dict[str, Sequence[object]] = {}
-    if name in _COMPARISONS:
+    if part in _COMPARISONS:
         chosen |= {"systems": arguments.systems, "seeds": arguments.seeds}
-    chosen["set"] = arguments.overrides
+    if part != "ldm":
+        chosen["set"] = arguments.overrides
     options = [
         f"--{option} {' '.join(shlex.quote(str(one)) for one in given)}"
         for option, given in chosen.items()
         if given
     ]
-    return " ".join([f"python -m jobs.results --only {name}", *options])
-
-
-def adapt(overrides: Sequence[str], *, command: str) -> None:
-    """The LD-ZNet that comes with ldznet before and after training on a foreign style, and its controls.
-
-    Args:
-        overrides: of the recipe.
-        command: that does it again, for the record.
-    """
-    from jobs.evaluate import evaluate
-    from jobs.precompute import precompute
-    from jobs.scenes import scenes
-    from jobs.train import train
-    from pipeline.recipe_file import load_recipe
-    from pipeline.results.masks_sheet import masks_sheet
-    from pipeline.results.minutes import Minutes
-    from pipeline.results.record import ResultRecord, ResultRow
-
-    recipe = load_recipe(ADAPTED, overrides)
-    minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
-    minutes.of("scenes", partial(scenes, recipe))
-    minutes.of("precompute", partial(precompute, recipe))
-    folder = minutes.of("train", partial(train, recipe))
-    scored = evaluate(
-        load_recipe(ADAPTED, [*overrides, f"evaluate.models=[{recipe.network.init_from},{folder}]"])
-    )
-    ResultRecord.of(
-        recipe,
-        map(ResultRow.of, scored.results),
-        name="adapted",
-        command=command,
-        minutes=minutes.taken,
-    ).save(DOCUMENTS)
-    masks_sheet(scored, set_name="foreign").save(DOCUMENTS / "adapted.jpg", quality=88)
+    return " ".join([f"python -m jobs.results --only {part}", *options])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ldznet.score_intervals import Float, PhraseCounts, per_image, resampled, to
 from ldznet.score_results import ScoreCurve, Scores, StandardScores
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 50 for step in range(1, 50))  # 0.02, 0.04 … 0.98
+FIXED_THRESHOLD = 0.3  # CLIPSeg's rows; where no validation set chose one
 _FIRST_ROWS = 256
 _SAME_THRESHOLD = 1e-6
 _Counted = tuple[NDArray[np.int64], NDArray[np.int64]]  # positives B,2,T; foreground B
@@ -182,7 +183,7 @@ class SegmentationScores:
 
     def phrase_ious(self, threshold: float = 0.5) -> Float:
         """Standard IoU of each phrase in the order counted, at one of the thresholds: `N`."""
-        counts, index = self._counts(), self._index(threshold)
+        counts, index = self._counts(), self.threshold_index(threshold)
         hit = counts.true_positives[:, index].astype(np.float64)
         union = counts.foreground.astype(np.float64) + counts.false_positives[:, index]
         return np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
@@ -191,7 +192,7 @@ class SegmentationScores:
         self,
         *,
         val_threshold: float | None = None,
-        fixed_threshold: float = 0.3,
+        fixed_threshold: float = FIXED_THRESHOLD,
         standard_threshold: float = 0.5,
         resamples: int = 1000,
         seed: int = 0,
@@ -211,19 +212,13 @@ class SegmentationScores:
         """
         if not self._phrases:
             raise UserError("no phrase was scored: the split is empty or all its samples were left out")
-        standard, fixed = self._index(standard_threshold), self._index(fixed_threshold)
-        val = None if val_threshold is None else self._index(val_threshold)
-        sums, widths = per_image(self._counts(), standard_index=standard)
-        whole = Figures(totals_of(sums.sum(0, keepdims=True), widths))
-        spread = (
-            Figures(totals_of(np.concatenate(list(resampled(sums, resamples=resamples, seed=seed))), widths))
-            if resamples
-            else None
-        )
-        table = FigureTable(self.thresholds, whole, spread)
+        standard, fixed = self.threshold_index(standard_threshold), self.threshold_index(fixed_threshold)
+        val = None if val_threshold is None else self.threshold_index(val_threshold)
+        whole, spread = self.bootstrap(resamples=resamples, seed=seed, standard_threshold=standard_threshold)
+        table = FigureTable(self.thresholds, whole, spread if resamples else None)
         return Scores(
             phrases=self._phrases,
-            images=len(sums),
+            images=len(self._image_ids),
             resamples=resamples,
             miou=table.thresholded("miou", fixed=fixed, val=val),
             iou_fg=table.thresholded("iou_fg", fixed=fixed, val=val),
@@ -244,7 +239,34 @@ class SegmentationScores:
             ),
         )
 
-    def _index(self, threshold: float) -> int:
+    def bootstrap(
+        self, *, resamples: int, seed: int, standard_threshold: float = 0.5
+    ) -> tuple[Figures, Figures]:
+        """The figures of what was counted, and those of its resamples over images.
+
+        Equal seeds draw equal images from sets of as many.
+        """
+        index = self.threshold_index(standard_threshold)
+        sums, widths = per_image(self._counts(), standard_index=index)
+        drawn = [sums[:0], *resampled(sums, resamples=resamples, seed=seed)]
+        return (
+            Figures(totals_of(sums.sum(0, keepdims=True), widths)),
+            Figures(totals_of(np.concatenate(drawn), widths)),
+        )
+
+    def same_phrases(self, other: "SegmentationScores") -> bool:
+        """Whether both counted the same phrases, by image and truth, in the same order at the same thresholds."""
+        truth = slice(-3, None)  # foreground, pixels, image
+        ours, theirs = self._rows[: len(self), truth], other._rows[: len(other), truth]  # noqa: SLF001
+        same_images = self._image_ids == other._image_ids  # noqa: SLF001
+        return self.thresholds == other.thresholds and same_images and np.array_equal(ours, theirs)
+
+    def threshold_index(self, threshold: float) -> int:
+        """The column of a threshold.
+
+        Raises:
+            UserError: it is not among those counted at.
+        """
         distance = np.abs(np.asarray(self.thresholds) - threshold)
         index = int(distance.argmin())
         if distance[index] > _SAME_THRESHOLD:

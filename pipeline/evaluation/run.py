@@ -11,6 +11,7 @@ import torch
 from ldznet.config import Config
 from ldznet.errors import UserError
 from ldznet.score_results import Scores
+from ldznet.scores import SegmentationScores
 from pipeline.cache.manifest import Manifest
 from pipeline.evaluation.mask_folder import file_stem
 from pipeline.evaluation.original_samples import OriginalSamples
@@ -66,6 +67,9 @@ class Evaluation:
     results: list[Result] = field(default_factory=list)
     examples: dict[tuple[str, str], list[Example]] = field(default_factory=dict)  # (model, set) -> examples
     thresholds: dict[str, float] = field(default_factory=dict)  # model -> chosen on val
+    counts: dict[tuple[str, str], SegmentationScores] = field(
+        default_factory=dict
+    )  # (model, set), by `clipseg`
     folders: list[Path] = field(default_factory=list)  # of our networks
     phrases: dict[str, list[ScoredPhrase]] = field(default_factory=dict)  # set -> what was scored
 
@@ -74,6 +78,7 @@ class Evaluation:
         self.results += other.results
         self.examples |= other.examples
         self.thresholds |= other.thresholds
+        self.counts |= other.counts
         self.folders += other.folders
         self.phrases |= other.phrases
 
@@ -196,6 +201,8 @@ class _Scoring:
             scored = self._scored(system, set_name, manifest, examples=config.examples)
             evaluation.examples[located.name, set_name] = scored.examples
             evaluation.phrases[set_name] = scored.phrases
+            if "clipseg" in scored.scores:
+                evaluation.counts[located.name, set_name] = scored.scores["clipseg"]
             for protocol, counted in scored.scores.items():
                 val = thresholds.get(protocol, _USUAL_THRESHOLD if system.binary else None)
                 result = Result(

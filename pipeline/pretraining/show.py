@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,29 @@ _CURVES = {
 }
 
 
-def show_pretrained(
-    recipe: PretrainRecipe, *, steps: int = 30, guidance: float = 4.0, scenes: int = 128
-) -> Path:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    """How samples are drawn (DDIM)."""
+
+    steps: int = 30
+    guidance: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownLDM:
+    """What an LDM can do, as pictures and figures."""
+
+    samples: Image.Image
+    reconstructions: Image.Image
+    facts: dict[str, Any]
+
+
+def show_pretrained(recipe: PretrainRecipe, *, sampler: Sampler = Sampler(), scenes: int = 128) -> Path:
     """Write `OUTPUT/show/`: `ldm` (fp16), `samples.png`, `reconstructions.png`, `curves-STAGE.png`, `figures.json`.
 
     Args:
         recipe: what was, or is being, trained.
-        steps: of the sampler.
-        guidance: of the sampler.
+        sampler: of the samples.
         scenes: of each split that figures are measured on.
 
     Returns:
@@ -56,26 +71,41 @@ def show_pretrained(
     """
     folder = Path(recipe.output_folder) / "show"
     step = export_ldm(recipe, folder / "ldm")
-    ldm = FrozenLDM.from_pretrained(folder / "ldm")
-    autoencoder = read_autoencoder(folder / "ldm", device=torch.device("cpu"))
-    captions = validation_captions(recipe)
-    samples_sheet(
-        ldm, autoencoder, captions, side=recipe.latent_side, seed=recipe.seed, steps=steps, guidance=guidance
-    ).save(folder / "samples.png")
-    reconstructions_sheet(autoencoder, recipe).save(folder / "reconstructions.png")
+    shown = show_ldm(folder / "ldm", recipe, sampler=sampler, scenes=scenes)
+    shown.samples.save(folder / "samples.png")
+    shown.reconstructions.save(folder / "reconstructions.png")
     for stage, figures in _CURVES.items():
         curves = list(_curves(Path(recipe.output_folder) / "curves" / f"{stage}.jsonl", figures))
         if curves:
             picture = plot_curves(curves, y_label="loss", log_scale=True)
             (folder / f"curves-{stage}.png").write_bytes(picture)
-    facts = {
-        "diffusion_step": step,
-        "sampler": {"name": "DDIM", "steps": steps, "guidance": guidance},
-        "scenes_a_split": scenes,
-        "splits": split_figures(ldm, autoencoder, recipe, scenes=scenes),
-    }
+    facts = {"diffusion_step": step, **shown.facts}
     (folder / "figures.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def show_ldm(
+    source: str | Path, recipe: PretrainRecipe, *, sampler: Sampler = Sampler(), scenes: int = 128
+) -> ShownLDM:
+    """Samples, reconstructions and figures of a finished LDM.
+
+    Args:
+        source: its folder, or `builtin:NAME`.
+        recipe: by which it was trained: its scenes and captions.
+        sampler: of the samples.
+        scenes: of each split that figures are measured on.
+    """
+    ldm = FrozenLDM.from_pretrained(source)
+    autoencoder = read_autoencoder(ldm.folder, device=torch.device("cpu"))
+    return ShownLDM(
+        samples=samples_sheet(ldm, autoencoder, validation_captions(recipe), recipe=recipe, sampler=sampler),
+        reconstructions=reconstructions_sheet(autoencoder, recipe),
+        facts={
+            "sampler": {"name": "DDIM", **asdict(sampler)},
+            "scenes_a_split": scenes,
+            "splits": split_figures(ldm, autoencoder, recipe, scenes=scenes),
+        },
+    )
 
 
 def _curves(path: Path, figures: Sequence[tuple[str, str]]) -> Iterator[Curve]:
@@ -91,21 +121,14 @@ def validation_captions(recipe: PretrainRecipe) -> list[str]:
 
 
 def samples_sheet(
-    ldm: FrozenLDM,
-    autoencoder: Any,
-    captions: Sequence[str],
-    *,
-    side: int,
-    seed: int,
-    steps: int,
-    guidance: float,
+    ldm: FrozenLDM, autoencoder: Any, captions: Sequence[str], *, recipe: PretrainRecipe, sampler: Sampler
 ) -> Image.Image:
     """A row a caption, a column a seed."""
-    shape = (len(captions), _SEEDS, ldm.latent_channels, side, side)
-    noise = torch.randn(shape, generator=torch_generator("samples", seed))
+    shape = (len(captions), _SEEDS, ldm.latent_channels, recipe.latent_side, recipe.latent_side)
+    noise = torch.randn(shape, generator=torch_generator("samples", recipe.seed))
     rows = []
     for caption, noises in zip(captions, noise, strict=True):
-        latents = sample_latents(ldm, [caption] * _SEEDS, noise=noises, steps=steps, guidance=guidance)
+        latents = sample_latents(ldm, [caption] * _SEEDS, noise=noises, **asdict(sampler))
         pictures = [to_image(image) for image in decode_latents(autoencoder, latents)]
         rows.append(side_by_side([("", one) for one in pictures], title=caption, height=_SHOWN_PX))
     return stacked(rows)

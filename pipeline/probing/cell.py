@@ -1,5 +1,6 @@
 """One timestep of a probe: a decoder for each block, trained and scored. Knows nothing of Ray."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ldznet.config import Config
-from ldznet.probe import ProbeTraining, probe_logits, train_probe
+from ldznet.probe import ProbeDecoder, ProbeTraining, probe_logits, train_probe
+from ldznet.score_results import Score, Scores
 from ldznet.scores import SegmentationScores
 from pipeline.cache.manifest import Manifest
 from pipeline.loading.loader import SampleReader
@@ -23,9 +25,8 @@ class CellScore(Config):
 
     block: int
     timestep: int
-    ap: float
-    low: float | None
-    high: float | None
+    ap: Score
+    control: Score | None = None  # AP of the same decoder on a set with untrue phrases
     miou: float  # at the best threshold on the scored set
     phrases: int
     channels: int
@@ -35,35 +36,40 @@ class CellScore(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellRows:
-    """Rows of the two sets' indexes that hold one timestep."""
+    """Rows of each set's index that hold one timestep, in the order of `ProbeConfig.sets`."""
 
     timestep: int
-    train: NDArray[np.int64]
-    score: NDArray[np.int64]
+    rows: tuple[NDArray[np.int64], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbedCache:
-    """The cache and the manifests of the two sets."""
+    """The cache and the manifest of each set, in the order of `ProbeConfig.sets`."""
 
     url: str
-    train: Manifest
-    score: Manifest
+    manifests: tuple[Manifest, ...]
 
 
 def probe_timestep(
-    cache: ProbedCache, rows: CellRows, *, blocks: tuple[int, ...], config: ProbeConfig
+    cache: ProbedCache, cell: CellRows, *, blocks: tuple[int, ...], config: ProbeConfig
 ) -> list[CellScore]:
     """Train and score a decoder a block. Each is a pure function of features, masks and configuration."""
     torch.set_num_threads(config.threads)
     store = open_store(cache.url)
-    train = ProbeSamples.read(SampleReader(store=store, manifest=cache.train), rows.train, blocks=blocks)
-    score = ProbeSamples.read(SampleReader(store=store, manifest=cache.score), rows.score, blocks=blocks)
-    return [_probe_block(train, score, block, timestep=rows.timestep, config=config) for block in blocks]
+    train, *scored = [
+        ProbeSamples.read(SampleReader(store=store, manifest=manifest), rows, blocks=blocks)
+        for manifest, rows in zip(cache.manifests, cell.rows, strict=True)
+    ]
+    return [_probe_block(train, scored, block, timestep=cell.timestep, config=config) for block in blocks]
 
 
 def _probe_block(
-    train: ProbeSamples, score: ProbeSamples, block: int, *, timestep: int, config: ProbeConfig
+    train: ProbeSamples,
+    scored: Sequence[ProbeSamples],
+    block: int,
+    *,
+    timestep: int,
+    config: ProbeConfig,
 ) -> CellScore:
     training = ProbeTraining(
         steps=config.steps,
@@ -73,28 +79,32 @@ def _probe_block(
         seed=config.seed,
     )
     decoder = train_probe(train.features[block], train.targets(config.side), training)
-    scores = SegmentationScores()
-    start = 0
-    for logits in probe_logits(decoder, score.features[block]):
-        end = start + len(logits)
-        masks = score.masks[start:end]
-        resized = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        scores.update(resized, masks, image_ids=score.image_ids[start:end])
-        start = end
-    counted = scores.compute(resamples=config.bootstrap)
-    _, channels, height, width = score.features[block].shape
+    counted, *control = [_scores(decoder, samples, block, config=config) for samples in scored]
+    features = scored[0].features[block]
+    _, channels, height, width = features.shape
     return CellScore(
         block=block,
         timestep=timestep,
-        ap=counted.ap.value,
-        low=counted.ap.low,
-        high=counted.ap.high,
+        ap=counted.ap,
+        control=control[0].ap if control else None,
         miou=counted.miou.best.value,
-        phrases=len(score.masks),
+        phrases=len(features),
         channels=channels,
         height=height,
         width=width,
     )
+
+
+def _scores(decoder: ProbeDecoder, samples: ProbeSamples, block: int, *, config: ProbeConfig) -> Scores:
+    scores = SegmentationScores()
+    start = 0
+    for logits in probe_logits(decoder, samples.features[block]):
+        end = start + len(logits)
+        masks = samples.masks[start:end]
+        resized = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        scores.update(resized, masks, image_ids=samples.image_ids[start:end])
+        start = end
+    return scores.compute(resamples=config.bootstrap)
 
 
 def cell_file(folder: Path, *, timestep: int) -> Path:

@@ -18,10 +18,10 @@ def probed_cache(recipe: Recipe, store: ObjectStore) -> ProbedCache:
     """The manifests that a probe reads.
 
     Raises:
-        UserError: a set has no grid of timesteps, the two have different ones, or one was not precomputed.
+        UserError: a set has no grid of timesteps, two have different ones, or one was not precomputed.
     """
     grids = {}
-    for name in (recipe.probe.train_on, recipe.probe.score_on):
+    for name in recipe.probe.sets:
         grids[name] = recipe.set_named(name).timesteps.grid
         if grids[name] is None:
             raise UserError(
@@ -32,8 +32,7 @@ def probed_cache(recipe: Recipe, store: ObjectStore) -> ProbedCache:
         raise UserError("the sets that a probe trains and scores on need one and the same timesteps.grid")
     return ProbedCache(
         url=store.url,
-        train=required_manifest(store, recipe, recipe.probe.train_on),
-        score=required_manifest(store, recipe, recipe.probe.score_on),
+        manifests=tuple(required_manifest(store, recipe, name) for name in recipe.probe.sets),
     )
 
 
@@ -52,15 +51,16 @@ def probed_blocks(recipe: Recipe) -> tuple[int, ...]:
 
 def cells_of(recipe: Recipe, store: ObjectStore, cache: ProbedCache) -> list[CellRows]:
     """One a timestep. Lists the data sets again, for only members know their draws."""
-    wanted = (recipe.probe.train_on, recipe.probe.score_on)
+    wanted = recipe.probe.sets
     tables = {listed.set_name: listed.table for listed in list_sets(recipe) if listed.set_name in wanted}
     grid = recipe.set_named(wanted[0]).timesteps.grid
     assert grid is not None, "probed_cache() comes first"
-    rows = {}
-    for name, manifest in zip(wanted, (cache.train, cache.score), strict=True):
-        rows[name] = _rows_by_draw(SampleReader(store=store, manifest=manifest), tables[name], len(grid))
+    by_set = [
+        _rows_by_draw(SampleReader(store=store, manifest=manifest), tables[name], len(grid))
+        for name, manifest in zip(wanted, cache.manifests, strict=True)
+    ]
     return [
-        CellRows(timestep=timestep, train=rows[wanted[0]][draw], score=rows[wanted[1]][draw])
+        CellRows(timestep=timestep, rows=tuple(rows[draw] for rows in by_set))
         for draw, timestep in enumerate(grid)
     ]
 

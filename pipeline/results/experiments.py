@@ -12,13 +12,14 @@ from ldznet.noise_map_config import NoiseMapConfig
 from pipeline.recipe import SystemConfig
 
 SHIPPED: Final = SystemConfig(source="builtin:scenes-128-ldznet")
-NOISE_MAP: Final = SystemConfig(source="noise-map", noise_map=NoiseMapConfig(seeds=(0,)))
+NOISE_MAP: Final = SystemConfig(source="noise-map", noise_map=NoiseMapConfig(seeds=(0, 1)))
 NETWORKS: Final = {
     "ldznet": ("network.kind=ldznet",),
     "ldznet-concat": ("network.kind=ldznet", "network.fusion=concat"),
     "znet": ("network.kind=znet",),
     "rgbnet": ("network.kind=rgbnet",),
 }
+RANDOM_START: Final = ", random start"
 _LABELS: Final = {"300 phrases": "train_on=train_300", "1,000 phrases": "train_on=train_1000"}
 _INT8 = ("features.stored_dtype=int8", "features.stored_from=fp16")
 _FP8 = ("features.stored_dtype=fp8", "features.stored_from=fp16")
@@ -53,6 +54,7 @@ class Experiment:
     sets: tuple[str, ...]
     steps: int
     others: tuple[SystemConfig, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()  # systems whose differences are told
     shown: str | None = None  # the set of the picture
 
     def only(self, *, systems: Iterable[str] = (), seeds: Iterable[int] = ()) -> "Experiment":
@@ -93,19 +95,23 @@ EXPERIMENTS: Final = {
             sets=("test", "foreign", "held_out", "shuffled"),
             steps=300,
             others=(SHIPPED, NOISE_MAP),
+            pairs=(("ldznet", "znet"), ("znet", "rgbnet"), ("ldznet", "ldznet-concat")),
             shown="foreign",
         ),
         Experiment(
             name="start",
             cells=_cells(
                 {
-                    f"{network}, random start": (*overrides, "network.init_from=random")
+                    f"{network}{RANDOM_START}": (*overrides, "network.init_from=random")
                     for network, overrides in NETWORKS.items()
-                    if network != "ldznet-concat"
                 }
             ),
             sets=("test", "foreign"),
             steps=300,
+            pairs=tuple(
+                (f"{one}{RANDOM_START}", f"{other}{RANDOM_START}")
+                for one, other in (("ldznet", "znet"), ("znet", "rgbnet"), ("ldznet", "ldznet-concat"))
+            ),
         ),
         Experiment(
             name="labels",

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from ldznet.config import Config
 from ldznet.errors import UserError
+from ldznet.score_differences import Differences
 from ldznet.score_results import Score
 from pipeline.evaluation.run import Result
 from pipeline.recipe import Recipe
@@ -18,6 +20,15 @@ _AND = " && "  # between the commands of a record's parts
 _ALSO = "; "  # between facts in which its parts differ
 
 RowKey = tuple[str, int | None, str]  # model, seed, set
+
+
+def made_here() -> dict[str, Any]:
+    """Of every record: `machine`, `versions` and `date`."""
+    return {
+        "machine": {fact: told for fact, told in machine_facts().items() if fact not in _HOST_FACTS},
+        "versions": package_versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
 
 
 class ResultRow(Config):
@@ -69,6 +80,15 @@ class ResultRow(Config):
         )
 
 
+class DifferenceRow(Differences):
+    """How far one system is ahead of another on one set, over the seeds that both were trained with."""
+
+    set_name: str
+    first: str
+    second: str
+    seeds: int
+
+
 def merged_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """A row a set and system: means over its seeds; set by set, systems as they first come."""
     groups: dict[tuple[str, str], list[ResultRow]] = {}
@@ -98,6 +118,7 @@ class ResultRecord(Config):
     command: str
     recipe_digest: str
     rows: tuple[ResultRow, ...]
+    differences: tuple[DifferenceRow, ...] = ()
     minutes: dict[str, float]  # of each station
     steps: int | None = None  # of each training
     machine: dict[str, str]
@@ -115,19 +136,18 @@ class ResultRecord(Config):
         command: str,
         minutes: Mapping[str, float],
         steps: int | None = None,
+        differences: Iterable[DifferenceRow] = (),
     ) -> "ResultRecord":
         """Of rows scored on this machine, today."""
-        machine = {fact: told for fact, told in machine_facts().items() if fact not in _HOST_FACTS}
         return cls(
             name=name,
             command=command,
             recipe_digest=recipe.digest(),
             rows=tuple(rows),
+            differences=tuple(differences),
             minutes={station: round(taken, 1) for station, taken in minutes.items()},
             steps=steps,
-            machine=machine,
-            versions=package_versions(),
-            date=datetime.now(UTC).date().isoformat(),
+            **made_here(),
         )
 
     def joined(self, earlier: "ResultRecord") -> "ResultRecord":
@@ -151,6 +171,7 @@ class ResultRecord(Config):
         return self.model_copy(
             update={
                 "rows": tuple(({row.key: row for row in earlier.rows} | new).values()),
+                "differences": (),  # they take counts of both systems, which a record does not keep
                 "command": _both(earlier.command, self.command, between=_AND),
                 "minutes": {**self.minutes, **earlier.minutes},  # of a station that had work to do
                 "machine": _both_facts(earlier.machine, self.machine),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from ldznet.score_differences import Difference
 from ldznet.score_results import Score
 from pipeline.experiments.comparison import Spread
 
@@ -17,11 +18,24 @@ def over_seeds(scores: Sequence[Score]) -> Score:
     """
     if len(scores) == 1:
         return scores[0]
-    spread = Spread.of([score.value for score in scores])
-    assert spread.high is not None, "several seeds have an interval"
     bootstrapped = [
         score.high - score.low for score in scores if score.high is not None and score.low is not None
     ]
-    of_images = fmean(bootstrapped) / 2 if bootstrapped else 0.0
-    half = math.hypot(of_images, spread.high - spread.mean)
-    return Score(value=spread.mean, low=max(spread.mean - half, 0.0), high=min(spread.mean + half, 1.0))
+    mean, half = _joined([score.value for score in scores], bootstrapped)
+    return Score(value=mean, low=max(mean - half, 0.0), high=min(mean + half, 1.0))
+
+
+def difference_over_seeds(differences: Sequence[Difference]) -> Difference:
+    """The mean of two systems' differences on one set, one a seed that both were trained with; as `over_seeds`."""
+    if len(differences) == 1:
+        return differences[0]
+    mean, half = _joined([one.value for one in differences], [one.high - one.low for one in differences])
+    return Difference(value=mean, low=mean - half, high=mean + half)
+
+
+def _joined(values: Sequence[float], widths: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its interval."""
+    spread = Spread.of(values)
+    assert spread.high is not None, "several seeds have an interval"
+    of_images = fmean(widths) / 2 if widths else 0.0
+    return spread.mean, math.hypot(of_images, spread.high - spread.mean)

@@ -61,6 +61,7 @@ def test_each_cell_is_trained_once_and_scored_beside_the_others(
     experiment = Experiment(
         name="small",
         cells=tuple(Cell(system="LD-ZNet", overrides=("network.kind=ldznet",), seed=seed) for seed in (1, 2)),
+        pairs=(("LD-ZNet", "LD-ZNet"),),
         sets=("test",),
         steps=2,
         others=(SystemConfig(source="noise-map", noise_map=NoiseMapConfig(timesteps=(400,), seeds=(0,))),),
@@ -80,6 +81,8 @@ def test_each_cell_is_trained_once_and_scored_beside_the_others(
         ("LD-ZNet", 2, "test"),
         ("noise-map", None, "test"),
     ]
+    (itself,) = first.differences
+    assert (itself.set_name, itself.seeds, itself.ap.value) == ("test", 2, 0)
     assert first.steps == 2 and first.seeds == 2
     assert first.command == "make it"
     assert {"scenes", "precompute"} == set(first.minutes)

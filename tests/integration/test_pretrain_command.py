@@ -16,7 +16,7 @@ from pipeline.object_store.opening import open_store
 from pipeline.pretraining.export import export_ldm
 from pipeline.pretraining.recipe import PretrainRecipe
 from pipeline.pretraining.recipe_file import load_pretrain_recipe
-from pipeline.pretraining.show import show_pretrained
+from pipeline.pretraining.show import Sampler, show_pretrained
 from pipeline.tracking.client import open_client, sqlite_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]  # `make test-cluster`
@@ -143,7 +143,7 @@ def test_an_unfinished_model_is_exported_from_its_checkpoint(
 
 
 def test_it_shows_samples_reconstructions_and_figures(pretrained: PretrainRecipe) -> None:
-    folder = show_pretrained(pretrained, steps=2, scenes=4)
+    folder = show_pretrained(pretrained, sampler=Sampler(steps=2), scenes=4)
     figures = json.loads((folder / "figures.json").read_text())
     assert set(figures["splits"]) == {"val", "held_out", "foreign"}
     assert set(figures["splits"]["val"]) == {"psnr_db", "l1", "conditional", "unconditional", "shuffled"}

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 GRID = [100, 400, 999]
 BLOCKS = [6, 7]
-PROBE = {"blocks": BLOCKS, "steps": 20, "batch_size": 8, "side": 16, "bootstrap": 50}
+PROBE = {
+    "control_on": "shuffled",
+    "blocks": BLOCKS,
+    "steps": 20,
+    "batch_size": 8,
+    "side": 16,
+    "bootstrap": 50,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +42,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, small_recipe_in: Callable[.
         sets={
             "train": {"split": "train", "view": view, "timesteps": {"grid": GRID}},
             "val": {"split": "val", "view": {"size": 64}, "timesteps": {"grid": GRID}},
+            "shuffled": {
+                "split": "val",
+                "phrases": "shuffled",
+                "view": {"size": 64},
+                "timesteps": {"grid": GRID},
+            },
         },
         probe=PROBE,
     )
@@ -77,6 +90,8 @@ def test_a_cell_for_each_block_and_timestep_and_none_twice(
         for timestep in GRID  # type: ignore[attr-defined]
     ]
     assert all(0 <= float(cell["low"]) <= float(cell["high"]) <= 1 for cell in cells)
+    assert all(0 <= float(cell["control_low"]) <= float(cell["control_high"]) <= 1 for cell in cells)
+    assert any(cell["control_ap"] != cell["ap"] for cell in cells)  # other phrases, other features
     assert (folder / "probe.png").stat().st_size > 10_000
     written = {path: path.stat().st_mtime_ns for path in folder.glob("t*.json")}
     assert len(written) == len(GRID)

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+from ldznet.score_differences import Difference
 from ldznet.score_results import Score
 from pipeline.results.document import write_document
-from pipeline.results.record import ResultRecord, ResultRow
+from pipeline.results.record import DifferenceRow, ResultRecord, ResultRow
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -79,15 +80,56 @@ def test_seeds_of_a_system_share_a_row_set_by_set(tmp_path: Path) -> None:
     assert "steps (400 of 16 phrases: short), 3 seeds" in text
 
 
+ORIGIN = {
+    "command": "make it",
+    "minutes": {"probe": 2.5},
+    "machine": {"Processor": "two cores"},
+    "versions": {"torch": "2"},
+    "date": "2026-01-02",
+}
+
+
 def test_the_latent_diffusion_model_has_its_own_table(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     record("adapted").save(folder)
     split = {"psnr_db": 21.72, "conditional": 0.1, "unconditional": 0.11, "shuffled": 0.12}
-    facts = {"command": "ldznet pretrain X --show", "scenes_a_split": 128, "splits": {"val": split}}
+    sampler = {"name": "DDIM", "steps": 30, "guidance": 4.0}
+    facts = {"scenes_a_split": 128, "sampler": sampler, "splits": {"val": split}, **ORIGIN}
     (folder / "ldm.json").write_text(json.dumps(facts))
     text = write_document(folder).read_text()
     assert "| val | 21.7 | 0.10000 | 0.11000 | 0.12000 |" in text
+    assert "DDIM, 30 steps, guidance 4." in text
+    assert "- command: `make it`; probe 2.5 min\n- machine: Processor: two cores\n" in text
     assert "Adapted to a foreign style" in text
+
+
+def test_the_probe_is_a_picture_with_its_origin(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "probe.json").write_text(json.dumps({**ORIGIN, "recipe_digest": "cd" * 32, "note": "Block 8."}))
+    text = write_document(folder).read_text()
+    assert "\nBlock 8.\n\n![AP by block and timestep, and of the control](results/probe.png)\n" in text
+    assert f"- recipe digest: `{'cd' * 32}`\n" in text
+
+
+def test_times_are_told_for_the_steps_of_the_table(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    record("table").model_copy(update={"steps": 300}).save(folder)
+    row = {"system": "znet", "cached": 20.0, "online": 10.0, "photo_milliseconds": 40.4}
+    times = {**ORIGIN, "batch_size": 16, "steps": 50, "photos": 30, "rows": [row]}
+    (folder / "times.json").write_text(json.dumps(times))
+    text = write_document(folder).read_text()
+    assert "| znet | 20.0 | 10.0 | 4.0 | 8.0 | 40 |" in text
+    assert "what 300 steps of 16 take" in text and "Each training was 50 steps long" in text
+
+
+def test_differences_stand_under_the_scores_with_their_signs(tmp_path: Path) -> None:
+    gap = Difference(value=-0.012, low=-0.03, high=0.004)
+    row = DifferenceRow(set_name="foreign", first="ldznet", second="znet", seeds=3, miou=gap, ap=gap)
+    record("table").model_copy(update={"differences": (row,)}).save(tmp_path / "results")
+    text = write_document(tmp_path / "results").read_text()
+    assert "| foreign | ldznet | znet | -1.2 [-3.0, +0.4] | -1.2 [-3.0, +0.4] |" in text
+    assert "over images (bootstrap) and seeds (Student's t)." in text
 
 
 def test_the_page_is_what_the_records_give(tmp_path: Path) -> None:

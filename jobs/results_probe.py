@@ -1,0 +1,41 @@
+"""Figure 4 of the paper on the latent diffusion model that comes with ldznet."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+
+def probe_shipped_ldm(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Path) -> None:
+    """Probe every block at every timestep, and write `probe.json`, `probe.csv` and `probe.png`.
+
+    Args:
+        recipe_file: by which.
+        overrides: of the recipe.
+        command: that does it again, for the record.
+        into: folder of the records.
+    """
+    import json
+    import shutil
+
+    from jobs.precompute import precompute
+    from jobs.probe import probe
+    from jobs.scenes import scenes
+    from pipeline.recipe_file import load_recipe
+    from pipeline.results.minutes import Minutes
+    from pipeline.results.record import made_here
+
+    recipe = load_recipe(recipe_file, overrides)
+    minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
+    minutes.of("scenes", partial(scenes, recipe))
+    minutes.of("precompute", partial(precompute, recipe))
+    folder = minutes.of("probe", partial(probe, recipe))
+    into.mkdir(parents=True, exist_ok=True)
+    for name in ("probe.csv", "probe.png"):
+        shutil.copyfile(folder / name, into / name)
+    record = {
+        "command": command,
+        "recipe_digest": recipe.digest(),
+        "minutes": {station: round(taken, 1) for station, taken in minutes.taken.items()},
+        **made_here(),
+    }
+    (into / "probe.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,51 @@
+"""How far the systems of an experiment are ahead of each other, pair by pair, on the same phrases."""
+
+from collections.abc import Iterator, Sequence
+
+from ldznet.score_differences import Differences, score_differences
+from ldznet.scores import FIXED_THRESHOLD
+from pipeline.evaluation.run import Evaluation
+from pipeline.results.experiments import Cell, Experiment
+from pipeline.results.record import DifferenceRow
+from pipeline.results.seeds import difference_over_seeds
+
+
+def experiment_differences(experiment: Experiment, scored: Evaluation) -> Iterator[DifferenceRow]:
+    """A row a set and pair of which at least one seed was trained in both systems.
+
+    Args:
+        experiment: whose pairs.
+        scored: counts of its cells, under their labels.
+    """
+    cells = {(cell.system, cell.seed): cell for cell in experiment.cells}
+    seeds = sorted({cell.seed for cell in experiment.cells})
+    for set_name in experiment.sets:
+        for first, second in experiment.pairs:
+            paired = [
+                (cells[first, seed], cells[second, seed])
+                for seed in seeds
+                if (first, seed) in cells and (second, seed) in cells
+            ]
+            if not paired:
+                continue
+            by_seed = [_differences(scored, pair, set_name) for pair in paired]
+            yield DifferenceRow(
+                set_name=set_name,
+                first=first,
+                second=second,
+                seeds=len(by_seed),
+                miou=difference_over_seeds([one.miou for one in by_seed]),
+                ap=difference_over_seeds([one.ap for one in by_seed]),
+            )
+
+
+def _differences(scored: Evaluation, pair: Sequence[Cell], set_name: str) -> Differences:
+    first, second = (cell.label for cell in pair)
+    return score_differences(
+        scored.counts[first, set_name],
+        scored.counts[second, set_name],
+        thresholds=(
+            scored.thresholds.get(first, FIXED_THRESHOLD),
+            scored.thresholds.get(second, FIXED_THRESHOLD),
+        ),
+    )
