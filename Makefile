@@ -43,8 +43,9 @@ lint: setup ## Style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: setup ## Static types, strict
+types: setup ## Static types: strict, and of the tests the calls
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file tests/mypy.ini
 
 imports: setup ## jobs -> pipeline -> ldznet, never back
 	@$(BIN)/lint-imports

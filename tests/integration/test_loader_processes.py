@@ -143,15 +143,16 @@ def test_what_goes_to_a_process_is_small_and_holds_no_secret(
 ) -> None:
     store, manifest = made
     store.get(manifest.index.key)  # a client is there, with credentials
+    reader = SampleReader(store=store, manifest=manifest)
     batches = PlannedBatches(
         url=store.url,
         blocks=(6, 8),
         nearer=LocalCache(tmp_path / "cache", limit=1),
         on_corrupt="fail",
+        spares=reader.spares(),
         threads=1,
         sharing=1,
     )
-    reader = SampleReader(store=store, manifest=manifest)
     sent = pickle.dumps((batches, reader.plan(loader_of(made, loaders).order(0)[:6])))
     assert len(sent) < 8000
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
