@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldznet.errors import UserError
+
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.results.experiments import Cell, Experiment
@@ -64,12 +66,15 @@ def staying_record(
     """The record on file, where rows of it stay that the experiment does not make again. Quick: nothing is trained.
 
     Raises:
-        UserError: they are of another recipe or number of steps, or the recipe keeps no masks for the picture.
+        UserError: they are of another recipe or number of steps, or the recipe keeps no masks for the picture or
+            scores by another protocol.
     """
     from pipeline.results.masks_sheet import require_examples
-    from pipeline.results.record import ResultRecord
+    from pipeline.results.record import PROTOCOL, ResultRecord
 
     used = _recipe_of(experiment, recipe, overrides)
+    if PROTOCOL not in used.evaluate.protocols:
+        raise UserError(f"the comparisons score by the protocol {PROTOCOL}: leave it in evaluate.protocols")
     if experiment.shown:
         require_examples(used)
     path = into / f"{experiment.name}.json"
@@ -128,7 +133,7 @@ class _Comparison:
         from jobs.train import PlaceInGrid, train
         from pipeline.evaluation.run import evaluate_models
         from pipeline.recipe import SystemConfig
-        from pipeline.results.record import ResultRow
+        from pipeline.results.record import PROTOCOL, ResultRow
         from pipeline.training.rank_training import training_identity
 
         recipe = self._loaded(cell.all_overrides)
@@ -143,17 +148,18 @@ class _Comparison:
         self.rows += [
             ResultRow.of(one, model=cell.system, seed=cell.seed, train_minutes=taken)
             for one in scored.results
+            if one.protocol == PROTOCOL
         ]
 
     def score_others(self) -> None:
         """What is trained elsewhere, or not at all."""
         from pipeline.evaluation.run import evaluate_models
-        from pipeline.results.record import ResultRow
+        from pipeline.results.record import PROTOCOL, ResultRow
 
         if self._experiment.others:
             scored = evaluate_models(self.recipe, self._experiment.others)
             self.scored.add(scored)
-            self.rows += map(ResultRow.of, scored.results)
+            self.rows += [ResultRow.of(one) for one in scored.results if one.protocol == PROTOCOL]
 
     def _loaded(self, overrides: Sequence[str] = ()) -> "Recipe":
         return _recipe_of(self._experiment, self._path, [*self._overrides, *overrides])

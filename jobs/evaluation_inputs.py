@@ -34,7 +34,7 @@ class EvaluationInputs:
         from pipeline.models.folder import model_digest
         from pipeline.object_store.opening import open_store
         from pipeline.tracking.config import store_uri
-        from pipeline.training.rank_training import required_manifest
+        from pipeline.training.cached_sets import required_manifest
 
         folder = Path(recipe.output_folder)
         uri = store_uri(recipe.tracking, folder)

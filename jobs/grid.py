@@ -12,14 +12,16 @@ from jobs.entry import RecipeJob, configure_logging, dry_run_text
 from jobs.evaluation_task import evaluate_where_it_is_quick
 from jobs.job_notes import note_on_job
 from jobs.local_ray import ray_session
-from ldznet.errors import UserError
+from ldznet.errors import FinalError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.experiments.cell import Cell, Choices, Experiment
     from pipeline.experiments.comparison import Comparison
+    from pipeline.experiments.run import GridRun
     from pipeline.recipe import Recipe
+    from pipeline.training.cached_sets import CachedSets
     from pipeline.training.config import TrainConfig
 
 logger = logging.getLogger("jobs.train")
@@ -82,7 +84,7 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
         )
         for cell in found:
             grid.adopt(cell, tracker)
-        failures = _train_cells(missing, parent_run_id=tracker.known_run_id) if missing else {}
+        failures = _train_cells(missing, grid=grid, parent_run_id=tracker.known_run_id) if missing else {}
         score = evaluate_where_it_is_quick if test else None
         comparison = compare(experiment, grid.results(failures, score=score))
         grid.report(comparison, tracker)
@@ -99,7 +101,9 @@ def run_grid(experiment: "Experiment", *, test: bool = False) -> "Comparison":
     return comparison
 
 
-def _train_cells(cells: "Sequence[Cell]", *, parent_run_id: str | None) -> "dict[Choices, str]":
+def _train_cells(
+    cells: "Sequence[Cell]", *, grid: "GridRun", parent_run_id: str | None
+) -> "dict[Choices, str]":
     """Train cells as Ray tasks that start the usual ranks. Returns why those that failed did.
 
     No task holds resources: a training's ranks are placed all at once or not at all (one placement group), so two
@@ -117,7 +121,9 @@ def _train_cells(cells: "Sequence[Cell]", *, parent_run_id: str | None) -> "dict
             while waiting or running:
                 while waiting and len(running) < _at_once(waiting[-1].recipe.train):
                     cell = waiting.pop()
-                    running[_start(task, cell, parent_run_id, patient=bool(running))] = cell
+                    cached = grid.training(cell).cached
+                    started = _start(task, cell, parent_run_id, cached=cached, patient=bool(running))
+                    running[started] = cell
                 done, _ = ray.wait(list(running), timeout=_LOOK_AGAIN_S)
                 for reference in done:
                     cell = running.pop(reference)
@@ -130,7 +136,7 @@ def _train_cells(cells: "Sequence[Cell]", *, parent_run_id: str | None) -> "dict
     return failures
 
 
-def _start(task: Any, cell: "Cell", parent_run_id: str | None, *, patient: bool) -> Any:
+def _start(task: Any, cell: "Cell", parent_run_id: str | None, *, cached: "CachedSets", patient: bool) -> Any:
     """Hand a cell to Ray, on this node: the output folder is here."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -139,6 +145,7 @@ def _start(task: Any, cell: "Cell", parent_run_id: str | None, *, patient: bool)
     logger.info("%s: starting", cell.title)
     return task.options(name=f"train {cell.title}", scheduling_strategy=here).remote(
         (cell.recipe.model_dump(mode="json"), cell.label, cell.title),
+        cached=cached.model_dump(mode="json"),
         parent_run_id=parent_run_id,
         patient=patient and _fits(cell.recipe.train) > 0,
         folder=str(Path.cwd()),
@@ -146,16 +153,28 @@ def _start(task: Any, cell: "Cell", parent_run_id: str | None, *, patient: bool)
 
 
 def _train_cell(
-    cell: tuple[dict[str, Any], str, str], *, parent_run_id: str | None, patient: bool, folder: str
+    cell: tuple[dict[str, Any], str, str],
+    *,
+    cached: dict[str, Any],
+    parent_run_id: str | None,
+    patient: bool,
+    folder: str,
 ) -> None:
     """In a process of Ray's: one training, as the command does it. `patient`: it waits for others of its grid."""
     from jobs.train import PlaceInGrid, train
     from pipeline.recipe import Recipe
+    from pipeline.training.cached_sets import CachedSets
 
     content, label, title = cell
     configure_logging()
     wait_minutes = _PATIENT_MINUTES if patient else None
-    place = PlaceInGrid(label=label, title=title, parent_run_id=parent_run_id, wait_minutes=wait_minutes)
+    place = PlaceInGrid(
+        label=label,
+        title=title,
+        parent_run_id=parent_run_id,
+        wait_minutes=wait_minutes,
+        cached=CachedSets.model_validate(cached),
+    )
     with contextlib.chdir(folder):
         train(Recipe.model_validate(content), place=place)
 
@@ -169,8 +188,8 @@ def _outcome(reference: Any, cell: "Cell") -> str | None:
         ray.get(reference)
     except RayTaskError as error:
         line = " ".join(str(error.cause).split())
-        if isinstance(error.cause, UserError):
-            logger.error("%s: %s", cell.title, line)  # noqa: TRY400 - the user's mistake needs no traceback
+        if isinstance(error.cause, UserError | FinalError):
+            logger.error("%s: %s", cell.title, line)  # noqa: TRY400 - what a line tells needs no traceback
             return line
         logger.exception("%s failed", cell.title)
         return f"{type(error.cause).__name__}: {line}"

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.entry import recipe_job
 from jobs.local_ray import ray_session, settle_ray
+from ldznet.errors import FinalError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pipeline.object_store.store import ObjectStore
     from pipeline.probing.cell import CellRows, CellScore, ProbedCache
     from pipeline.recipe import Recipe
 
@@ -20,13 +22,22 @@ logger = logging.getLogger("jobs.probe")
 
 def probe(recipe: "Recipe") -> Path:
     """Train and score what is missing, write `probe.csv` and `probe.png`, tell MLflow. Returns their folder."""
+    from pipeline.cache.lease import reading_lease
     from pipeline.object_store.opening import open_store
-    from pipeline.probing.figure import best_cell, write_csv, write_heat_map
-    from pipeline.probing.grid import cells_of, probed_blocks, probed_cache
-    from pipeline.tracking.tracker import Tracker
+    from pipeline.probing.grid import probed_blocks, probed_cache
 
     store = open_store(recipe.cache.url)
-    cache, blocks = probed_cache(recipe, store), probed_blocks(recipe)
+    blocks = probed_blocks(recipe)
+    with reading_lease(store, [manifest.spec for manifest in probed_cache(recipe, store).manifests]):
+        return _probe(recipe, store, blocks)
+
+
+def _probe(recipe: "Recipe", store: "ObjectStore", blocks: tuple[int, ...]) -> Path:
+    from pipeline.probing.figure import best_cell, write_csv, write_heat_map
+    from pipeline.probing.grid import cells_of, probed_cache
+    from pipeline.tracking.tracker import Tracker
+
+    cache = probed_cache(recipe, store)
     folder = Path(recipe.output_folder) / "probe" / _identity(recipe, cache, blocks)
     folder.mkdir(parents=True, exist_ok=True)
     with Tracker(recipe.tracking.named(f"{recipe.name}-probe"), folder=Path(recipe.output_folder)) as tracker:
@@ -99,12 +110,25 @@ def _scored(
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1)
             one = waiting.pop(done[0])
-            cells: list[CellScore] = ray.get(done[0])
+            cells = _result(done[0])
             path = cell_file(folder, timestep=one.timestep)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps([cell.model_dump(mode="json") for cell in cells], indent=1) + "\n")
             partial.replace(path)
             yield cells
+
+
+def _result(reference: Any) -> "list[CellScore]":
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        cells: list[CellScore] = ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | FinalError):
+            raise error.cause from None  # a line, without the task's traceback
+        raise
+    return cells
 
 
 main = recipe_job("probe")(probe)

@@ -34,6 +34,7 @@ def train_on_ray(
             "checkpoints_url": run.checkpoints_url,
             "run_id": record.run_id,
             "metrics_owner": run.metrics_owner,
+            "cached": run.cached.model_dump(mode="json"),
         }
         run_ranks(
             _rank,
@@ -49,6 +50,7 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
 
     from pipeline.object_store.opening import open_store
     from pipeline.recipe import Recipe
+    from pipeline.training.cached_sets import CachedSets
     from pipeline.training.checkpoint_store import CheckpointStore
     from pipeline.training.rank_training import train_on_this_rank
     from pipeline.training.ranks import world_size
@@ -58,6 +60,7 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     store = open_store(config["checkpoints_url"])
     outcome = train_on_this_rank(
         recipe.model_copy(update={"train": recipe.train.on_ranks(world_size())}),
+        cached=CachedSets.model_validate(config["cached"]),
         checkpoints=CheckpointStore(store, keep=recipe.train.keep_checkpoints),
         model_url=config["model_url"],
         run_id=config["run_id"],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _SEEN = "the absolute path of a folder that every node sees"
 _URL = f"give a URL ({{key}}=s3://BUCKET/{{name}}), or {_SEEN}"
+_OUTPUT = f"set storage=s3://BUCKET/{{name}} for checkpoints and models, or give {_SEEN}"
 _MODEL = f"give a registered model ({{key}}=models:/NAME@ALIAS), or {_SEEN}"
 _LDM = f"give a hub id, or {_SEEN}"
 _SERVER = (
@@ -88,7 +89,7 @@ def relative_places(recipe: "Recipe", *, folder: Path) -> list[str]:
 
 def _places(recipe: "Recipe", folder: Path) -> Iterator[_Place]:
     yield _Place(key="cache.url", path=recipe.cache.url, mend=_URL)
-    yield _Place(key="output", path=recipe.output_folder, mend=_URL)
+    yield _Place(key="output", path=recipe.output_folder, mend=_OUTPUT)
     if recipe.storage is not None:
         yield _Place(key="storage", path=recipe.storage, mend=_URL)
     yield _Place(key="data.root", path=recipe.data.root, mend=_URL)

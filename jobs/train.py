@@ -12,6 +12,7 @@ from jobs.job_notes import note_on_job
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.training.cached_sets import CachedSets
 
 logger = logging.getLogger("jobs.train")
 
@@ -24,6 +25,7 @@ class PlaceInGrid:
     title: str  # of its run in MLflow
     parent_run_id: str | None
     wait_minutes: float | None  # for room, in place of the recipe's own
+    cached: "CachedSets | None" = None  # what all of the grid's trainings read
 
 
 def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
@@ -36,7 +38,7 @@ def train(recipe: "Recipe", *, place: PlaceInGrid | None = None) -> Path:
     from pipeline.training.starting_weights import pinned_start
 
     recipe = pinned_start(recipe)
-    run = TrainingRun(recipe, label=place.label if place else None)
+    run = TrainingRun(recipe, label=place.label if place else None, cached=place.cached if place else None)
     run.check()
     recorded = run.recorded(parent_run_id=place.parent_run_id, title=place.title) if place else run.recorded()
     with run.cache_held(), recorded as record:

@@ -178,7 +178,7 @@ class Recipe(Config):
         return sets
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _names_known(self) -> Self:
         named = {
             "train_on": (self.train_on,),
             "validate_on": (self.validate_on,),
@@ -190,22 +190,46 @@ class Recipe(Config):
                 raise ValueError(
                     f"{key} names {unknown[0]!r}, but sets has only {', '.join(sorted(self.sets))}"
                 )
-        if self.validate_on is not None and self.sets[self.validate_on].split == "test":
+        return self
+
+    @model_validator(mode="after")
+    def _validates_soundly(self) -> Self:
+        if self.validate_on is not None and self.sets[self.validate_on].split.startswith("test"):
             raise ValueError(
                 f"validate_on={self.validate_on} is of the test split, which only measures: name a set of val, or null"
             )
+        if self.validate_on is None and self.train.patience is not None:
+            raise ValueError(
+                "train.patience waits for better validations, and validate_on=null has none: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_suffice(self) -> Self:
         missing = sorted(set(self.network.blocks) - set(self.features.blocks))
         if self.network.kind == "ldznet" and missing:
             raise ValueError(f"network.blocks fuses block {missing[0]}, which features.blocks does not cache")
         if self.network.kind == "rgbnet" and not self.features.keep_images:
             raise ValueError("network.kind=rgbnet trains on pixels: set features.keep_images=true")
+        if self.train.draws == "fresh" and self.sets[self.train_on].is_grid:
+            raise ValueError(
+                f"sets.{self.train_on}.timesteps.grid has so many draws and no more: set train.online_draws=cycle"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _places_fit(self) -> Self:
         if self.train.features == "online" and self.loader.mode != "indexed":
             raise ValueError(
                 f"loader.mode={self.loader.mode} reads shards, which train.features=online does not: leave it out"
             )
-        if self.train.draws == "fresh" and self.sets[self.train_on].is_grid:
+        if self.loader.mode == "sequential" and not isinstance(self.train.workers, int):
             raise ValueError(
-                f"sets.{self.train_on}.timesteps.grid has so many draws and no more: set train.online_draws=cycle"
+                "loader.mode=sequential deals shards to a fixed number of ranks: give train.workers a number"
+            )
+        if "://" in self.output:
+            raise ValueError(
+                f"output={self.output} is no local folder: for checkpoints and models elsewhere set storage"
             )
         return self
 
@@ -235,6 +259,17 @@ class Recipe(Config):
         chosen = self.set_named(set_name)
         data = chosen.data or self.data
         return data if chosen.phrases is None else data.model_copy(update={"phrases": chosen.phrases})
+
+    @property
+    def validates_on_training_photos(self) -> bool:
+        """Whether the best weights would be chosen by a split of a data set that trains."""
+        if self.validate_on is None:
+            return False
+        splits = set()
+        for name in (self.train_on, self.validate_on):
+            data, split = self.data_of(name), self.set_named(name).split
+            splits.add((data.format, data.root, data.refer, data.splits.get(split, split)))
+        return len(splits) == 1
 
     def cache_spec(self, set_name: str, *, ldm_digest: str) -> CacheSpec:
         """The numeric specification of a set's features."""

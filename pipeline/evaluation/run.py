@@ -12,6 +12,7 @@ from ldznet.config import Config
 from ldznet.errors import UserError
 from ldznet.score_results import Scores
 from ldznet.scores import SegmentationScores
+from pipeline.cache.lease import reading_lease
 from pipeline.cache.manifest import Manifest
 from pipeline.evaluation.mask_folder import file_stem
 from pipeline.evaluation.original_samples import OriginalSamples
@@ -20,9 +21,11 @@ from pipeline.evaluation.scored_system import LocatedSystem, ScoredSystem, locat
 from pipeline.evaluation.scoring import Example, Protocol, ScoredPhrase, ScoredSet, score_protocols
 from pipeline.evaluation.table import results_table
 from pipeline.object_store.opening import open_store
+from pipeline.object_store.store import ObjectStore
 from pipeline.recipe import Recipe, SystemConfig
 from pipeline.tracking.config import store_uri
-from pipeline.training.rank_training import make_loader, required_manifest
+from pipeline.training.cached_sets import required_manifest
+from pipeline.training.rank_training import make_loader
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +131,19 @@ def evaluate_models(recipe: Recipe, systems: Sequence[SystemConfig]) -> Evaluati
         )
     located = locate_systems(recipe, systems)
     store = open_store(recipe.cache.url)
-    manifests = {name: required_manifest(store, recipe, name) for name in recipe.scored_sets}
     evaluation = Evaluation(folders=[one.folder for one in located if one.family == "network"])
     scoring = _Scoring(recipe)
-    for name, manifest in manifests.items():
-        scoring.check(name, manifest)
-    for one in located:
-        scoring.score(one, manifests, evaluation)
+    with reading_lease(store, [manifest.spec for manifest in _manifests(recipe, store).values()]):
+        manifests = _manifests(recipe, store)  # once more: what was found before may have been collected
+        for name, manifest in manifests.items():
+            scoring.check(name, manifest)
+        for one in located:
+            scoring.score(one, manifests, evaluation)
     return evaluation
+
+
+def _manifests(recipe: Recipe, store: ObjectStore) -> dict[str, Manifest]:
+    return {name: required_manifest(store, recipe, name) for name in recipe.scored_sets}
 
 
 def locate_systems(recipe: Recipe, systems: Sequence[SystemConfig]) -> list[LocatedSystem]:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ldznet.errors import FinalError
 from ldznet.scores import SegmentationScores
 from pipeline.evaluation.original_samples import OriginalSamples
 from pipeline.evaluation.probability_maps import LogitMaps, ProbabilityMaps
@@ -86,6 +87,7 @@ def score_protocols(
 
     Raises:
         UserError: the data set is needed, and is away or has changed.
+        FinalError: a prediction is not a number.
     """
     scored = ScoredSet(scores={protocol: SegmentationScores() for protocol in protocols})
     for batch in loader.epoch(Position()):
@@ -110,6 +112,11 @@ def score_protocols(
                     assert originals is not None, "the protocol needs the original samples"
                     truth = originals.mask(facts, cached)
                 probabilities = maps.at(row, height=truth.shape[0], width=truth.shape[1])
+                if not bool(torch.isfinite(probabilities).all()):
+                    raise FinalError(
+                        f"the prediction for {facts['phrase']!r} (sample {batch.keys[row]}) is no number: the "
+                        "network's weights are broken"
+                    )
                 scores.update_probabilities(
                     probabilities, torch.from_numpy(truth)[None, None], image_ids=[image]
                 )

@@ -22,7 +22,7 @@ from pipeline.models.registered import set_alias
 from pipeline.object_store.opening import open_store
 from pipeline.recipe import Recipe, SystemConfig
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.rank_training import required_manifest
+from pipeline.training.cached_sets import required_manifest
 from pipeline.training.run import BEST, RUN_RECORD, TrainingRun
 
 _DESCRIPTION_TAG = "mlflow.note.content"  # what MLflow's page shows as the run's description
@@ -62,8 +62,11 @@ class GridRun:
     def cache_held(self) -> Iterator[None]:
         """Keep `ldznet cache collect --drop` from removing what the grid reads, between its trainings too."""
         with ExitStack() as stack:
-            for training in self._needing_alike().values():
+            alike = self._needing_alike()
+            for training in alike.values():
                 stack.enter_context(training.cache_held())
+            for cell in self.experiment.cells:
+                self.training(cell).read_as(alike[cell.recipe.train.features])
             yield
 
     @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ldznet.errors import FinalError, UserError
 from pipeline.cache.sample_reading import StretchStore
 from pipeline.loading.batch_plan import BatchPlan, SampleRun
 from pipeline.loading.batch_reading import BatchReader, LoadedBatch, OnCorrupt, RunReader
@@ -15,7 +16,7 @@ from pipeline.object_store.opening import open_store
 _START: Final = "spawn"  # a fork would copy locks that threads of Ray, boto3 and torch hold
 
 
-class PlannedBatches(Dataset[LoadedBatch]):
+class PlannedBatches(Dataset["LoadedBatch | UserError | FinalError"]):
     """Batches by their plan. What goes to a process is the store's URL; credentials it has from its environment.
 
     A plan tells where samples lie, so that no process needs the index or the order of its own.
@@ -47,12 +48,15 @@ class PlannedBatches(Dataset[LoadedBatch]):
         self._on_corrupt, self._spares, self._threads, self._sharing = on_corrupt, spares, threads, sharing
         self._opened: tuple[BatchReader, ThreadPoolExecutor] | None = None
 
-    def __getitem__(self, plan: BatchPlan) -> LoadedBatch:
-        """The batch. In the worker process."""
-        if self._opened is None:
-            self._opened = self._open()
-        reader, pool = self._opened
-        return reader.read(plan, pool)
+    def __getitem__(self, plan: BatchPlan) -> "LoadedBatch | UserError | FinalError":
+        """The batch, in the worker process; or what is to be told in a line, which torch would make a traceback."""
+        try:
+            if self._opened is None:
+                self._opened = self._open()
+            reader, pool = self._opened
+            return reader.read(plan, pool)
+        except (UserError, FinalError) as error:
+            return error
 
     def _open(self) -> tuple[BatchReader, ThreadPoolExecutor]:
         runs = RunReader(
@@ -88,7 +92,7 @@ class WorkerProcesses:
             batches_ahead: on their way or ready, of all processes together; at least one each.
         """
         self._plans = _Plans()
-        self._loader: DataLoader[LoadedBatch] = DataLoader(
+        self._loader: DataLoader[LoadedBatch | UserError | FinalError] = DataLoader(
             batches,
             sampler=self._plans,
             batch_size=None,
@@ -106,7 +110,10 @@ class WorkerProcesses:
         self._plans.next = plans
         whole = False
         try:
-            yield from self._loader
+            for batch in self._loader:
+                if isinstance(batch, UserError | FinalError):
+                    raise batch
+                yield batch
             whole = True
         finally:
             if not whole:

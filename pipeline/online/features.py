@@ -17,6 +17,7 @@ from pipeline.online.samples import OnlineSamples
 from pipeline.online.source import OnlineSource
 from pipeline.recipe import Recipe
 from pipeline.training import ranks
+from pipeline.training.cached_sets import CachedSets
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,9 @@ logger = logging.getLogger(__name__)
 class OnlineFeatures:
     """Makes online sources of a recipe's sets for this rank. Leaving it lets go of the lists."""
 
-    def __init__(self, recipe: Recipe, *, store: ObjectStore) -> None:
-        """Nothing is listed or loaded yet; `store` is the cache, which may be empty."""
-        self._recipe, self._store = recipe, store
+    def __init__(self, recipe: Recipe, *, store: ObjectStore, cached: CachedSets) -> None:
+        """Nothing is listed or loaded yet; `store` is the cache, of which `cached` may name nothing."""
+        self._recipe, self._store, self._cached = recipe, store, cached
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
@@ -56,7 +57,7 @@ class OnlineFeatures:
         if not leads:
             ranks.wait_for_all()
         samples = OnlineSamples.listed(
-            self._recipe, set_name, store=self._store, ldm_digest=digest, fresh=fresh
+            self._recipe, set_name, store=self._store, cached=self._cached, ldm_digest=digest, fresh=fresh
         )
         self._held.callback(samples.close)
         if leads:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.ldm_folder import resolve_ldm
-from pipeline.cache.manifest import find_manifest
 from pipeline.cache.member import Member, member_key
 from pipeline.cache.member_table import MemberTable
 from pipeline.cache.spec import CacheSpec
@@ -20,6 +19,7 @@ from pipeline.object_store.store import ObjectStore
 from pipeline.online.shard_order import ShardOrder
 from pipeline.precompute.sets import list_set, samples_per_shard
 from pipeline.recipe import Recipe
+from pipeline.training.cached_sets import CachedSets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,14 @@ class OnlineSamples:
 
     @classmethod
     def listed(
-        cls, recipe: Recipe, set_name: str, *, store: ObjectStore, ldm_digest: str, fresh: bool
+        cls,
+        recipe: Recipe,
+        set_name: str,
+        *,
+        store: ObjectStore,
+        cached: CachedSets,
+        ldm_digest: str,
+        fresh: bool,
     ) -> Self:
         """List a set. The order is that of its cache, where there is one, else that which its cache would have.
 
@@ -44,6 +51,7 @@ class OnlineSamples:
             recipe: the resolved recipe.
             set_name: which of its sets.
             store: the cache, which may be empty.
+            cached: what of it counts.
             ldm_digest: of the frozen LDM.
             fresh: draws without end, in the order of draw 0; else the set's own draws.
 
@@ -55,7 +63,7 @@ class OnlineSamples:
         data = open_dataset(recipe.data_of(set_name))
         listed = list_set(asked, set_name, ldm_digest=ldm_digest, shapes=shapes, dataset=data)
         spec = recipe.cache_spec(set_name, ldm_digest=ldm_digest)
-        manifest = find_manifest(store, recipe.request_digest(set_name))
+        manifest = cached.read(store, set_name)
         if manifest is not None:
             order = ShardOrder.of_manifest(store, manifest)
         else:

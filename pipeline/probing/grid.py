@@ -11,7 +11,7 @@ from pipeline.object_store.store import ObjectStore
 from pipeline.precompute.sets import list_sets
 from pipeline.probing.cell import CellRows, ProbedCache
 from pipeline.recipe import Recipe
-from pipeline.training.rank_training import required_manifest
+from pipeline.training.cached_sets import required_manifest
 
 
 def probed_cache(recipe: Recipe, store: ObjectStore) -> ProbedCache:

@@ -15,6 +15,7 @@ from pipeline.recipe import Recipe
 from pipeline.report.machine import machine_facts, package_versions
 from pipeline.results.seeds import over_seeds
 
+PROTOCOL = "clipseg"  # by which all rows are scored
 _HOST_FACTS = frozenset({"System"})  # say nothing about a figure
 _AND = " && "  # between the commands of a record's parts
 _ALSO = "; "  # between facts in which its parts differ
@@ -217,7 +218,9 @@ class ResultRecord(Config):
             before = self.load(path)
             if before.scores == self.scores:  # a note about other figures would be untrue
                 record = self.model_copy(update={"note": before.note})
-        path.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
         return path
 
     @classmethod

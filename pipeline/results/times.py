@@ -49,7 +49,7 @@ def training_rate(recipe: Recipe, model_folder: Path) -> float:
     run_id = model_run_id(model_folder)
     assert run_id is not None, "it was tracked"
     uri = store_uri(recipe.tracking, Path(recipe.output_folder))
-    return median(logged_curve(uri, run_id, "samples_per_second", name="").values[1:])
+    return median(logged_curve(uri, run_id, "train/samples_per_second", name="").values[1:])
 
 
 def photo_milliseconds(model_folder: Path, recipe: Recipe, *, set_name: str, photos: int) -> float:

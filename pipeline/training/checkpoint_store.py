@@ -148,7 +148,7 @@ class CheckpointStore:
                 check_checkpoint(folder)
             except IncompleteCheckpointError as error:
                 problem = str(error)
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # of a seal without any part there is none
             else:
                 return None
         return problem

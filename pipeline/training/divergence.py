@@ -59,6 +59,14 @@ class NonFiniteGradientError(DivergenceError):
         super().__init__(what, step=step, keys=keys, weights_changed=weights_changed)
 
 
+class NonFinitePredictionError(DivergenceError):
+    """The network gives no numbers in validation: the steps before it broke its weights."""
+
+    def __init__(self, *, step: int, keys: tuple[str, ...]) -> None:
+        what = f"prediction in the validation after step {step} is not finite"
+        super().__init__(what, step=step, keys=keys, weights_changed=True)
+
+
 def _rebuilt(kind: type[DivergenceError], what: str, attributes: dict[str, Any]) -> DivergenceError:
     error = kind.__new__(kind, what)
     vars(error).update(attributes)

@@ -143,19 +143,19 @@ class TrainLoop:
         self._resume()
         if self._observer:
             self._observer.on_start(step=self._progress.step, total=self._total)
-        with closing(self._batches()) as batches:  # the loader's threads end with it
-            while self._progress.step < self._total and not self._progress.stopped:
-                try:
+        try:
+            with closing(self._batches()) as batches:  # the loader's threads end with it
+                while self._progress.step < self._total and not self._progress.stopped:
                     self._take_step(batches)
-                except DivergenceError as error:
-                    self._stop(error)
-                    raise
-                if self._due(self._config.validate_every):
-                    self._validation()
-                if self._due(self._config.checkpoint_every):
-                    self._checkpoint()
-                self._attend()
-        return self._finish()
+                    if self._due(self._config.validate_every):
+                        self._validation()
+                    if self._due(self._config.checkpoint_every):
+                        self._checkpoint()
+                    self._attend()
+            return self._finish()
+        except DivergenceError as error:
+            self._stop(error)
+            raise
 
     def _resume(self) -> None:
         if self._checkpoints is None:

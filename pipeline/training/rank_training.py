@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ldznet.errors import UserError
-from ldznet.ldm_folder import resolve_ldm
+from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from ldznet.loss import mask_loss
 from ldznet.modeling import SegmentationNetwork, build_network, unet_config_of
 from ldznet.modeling.config import NetworkConfig
 from ldznet.prediction_config import PredictionConfig
 from ldznet.prompts import DEFAULT_TEMPLATE
 from ldznet.scores import SegmentationScores
-from pipeline.cache.manifest import Manifest, find_manifest
+from pipeline.cache.manifest import Manifest
 from pipeline.cache.spec import canonical_json
 from pipeline.evaluation.example_pictures import example_picture
 from pipeline.evaluation.scoring import run_network, score_set
+from pipeline.loading.batch import Batch
 from pipeline.loading.opening import open_evaluation_loader, open_training_loader
 from pipeline.loading.source import BatchSource
 from pipeline.models.card import write_card
@@ -35,7 +36,9 @@ from pipeline.recipe import Recipe
 from pipeline.tracking.background import BackgroundTracker
 from pipeline.tracking.tracker import Tracker
 from pipeline.training import ranks
+from pipeline.training.cached_sets import CachedSets
 from pipeline.training.checkpoint_store import CheckpointStore
+from pipeline.training.divergence import NonFinitePredictionError
 from pipeline.training.ema import EMA
 from pipeline.training.engine import Engine, build_engine
 from pipeline.training.loop import TrainOutcome, train
@@ -66,26 +69,34 @@ def training_identity(recipe: Recipe) -> str:
 
 
 def train_on_this_rank(
-    recipe: Recipe, *, checkpoints: CheckpointStore, model_url: str, run_id: str | None, metrics_owner: str
+    recipe: Recipe,
+    *,
+    cached: CachedSets,
+    checkpoints: CheckpointStore,
+    model_url: str,
+    run_id: str | None,
+    metrics_owner: str,
 ) -> TrainOutcome:
     """Train on this rank's share of the samples. Every rank calls it with equal arguments.
 
     Args:
         recipe: the resolved recipe.
+        cached: what of the cache it reads.
         checkpoints: where checkpoints go and come from.
         model_url: store folder for the best model.
         run_id: the MLflow run to log to, from rank 0.
         metrics_owner: names the files in which metrics wait for MLflow, as the driver knows them.
 
     Raises:
-        UserError: there is no cache for the recipe yet and features are not to be computed online, the network does
-            not fit the frozen LDM, or a checkpoint is from other samples than those that would follow.
+        UserError: what is cached is gone, the network does not fit the frozen LDM, or a checkpoint is from other
+            samples than those that would follow.
     """
     ranks.seed_everything(recipe.train.seed)
     store = open_store(recipe.cache.url)
     network = make_network(recipe)
-    with OnlineFeatures(recipe, store=store) as online:
-        source = make_source(recipe, store=store, online=online)
+    with OnlineFeatures(recipe, store=store, cached=cached) as online:
+        source = make_source(recipe, store=store, cached=cached, online=online)
+        check_same_ldm(recipe, source)
         engine = build_engine(network, forward=run_network, loss=mask_loss, config=recipe.train)
         ema = EMA(engine) if recipe.train.ema else None
         keeper = ModelKeeper(
@@ -100,7 +111,9 @@ def train_on_this_rank(
                 tracker.start(job="train", run_id=run_id, owner=metrics_owner)
             validator = None
             if recipe.validate_on is not None:
-                loader = make_validation_source(recipe, recipe.validate_on, store=store, online=online)
+                loader = make_validation_source(
+                    recipe, recipe.validate_on, store=store, cached=cached, online=online
+                )
                 validator = Validator(loader, tracker=tracker)
             outcome = train(
                 engine=engine,
@@ -117,21 +130,6 @@ def train_on_this_rank(
     return outcome
 
 
-def required_manifest(store: ObjectStore, recipe: Recipe, set_name: str) -> Manifest:
-    """The manifest of a set.
-
-    Raises:
-        UserError: nothing was computed for it yet.
-    """
-    manifest = find_manifest(store, recipe.request_digest(set_name))
-    if manifest is None:
-        raise UserError(
-            f"{store.url} holds no features of the set {set_name!r} as this recipe asks for them: "
-            "run `ldznet precompute` with the same recipe and overrides first"
-        )
-    return manifest
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingSource:
     """Where a training's batches come from. Both kinds give the same samples in the same order."""
@@ -142,17 +140,20 @@ class TrainingSource:
     ldm_digest: str
 
 
-def make_source(recipe: Recipe, *, store: ObjectStore, online: OnlineFeatures) -> TrainingSource:
+def make_source(
+    recipe: Recipe, *, store: ObjectStore, cached: CachedSets, online: OnlineFeatures
+) -> TrainingSource:
     """This rank's batches of the set that trains: read from the cache, or computed from the photos."""
+    manifest = cached.read(store, recipe.train_on)
     if recipe.train.features == "online":
         batches, order_digest = online.training_source()
         return TrainingSource(
             batches=batches,
             order_digest=order_digest,
-            manifest=find_manifest(store, recipe.request_digest(recipe.train_on)),
+            manifest=manifest,
             ldm_digest=online.ldm_digest,
         )
-    manifest = required_manifest(store, recipe, recipe.train_on)
+    assert manifest is not None, "the driver found it"
     return TrainingSource(
         batches=make_loader(recipe, store, manifest, batch_size=recipe.train.batch_size, shuffle=True),
         order_digest=ShardOrder.of_manifest(store, manifest).digest,
@@ -161,14 +162,28 @@ def make_source(recipe: Recipe, *, store: ObjectStore, online: OnlineFeatures) -
     )
 
 
+def check_same_ldm(recipe: Recipe, source: TrainingSource) -> None:
+    """See that features come from the frozen LDM that the recipe names, as it is now. Collective.
+
+    Raises:
+        UserError: its folder has another content than when they were computed.
+    """
+    folder = resolve_ldm(recipe.ldm.source)
+    if source.ldm_digest != ranks.agree(ldm_digest(folder) if ranks.rank() == 0 else ""):
+        raise UserError(
+            f"{recipe.ldm.source} is another LDM now than the one that computed the cached features: run "
+            "`ldznet precompute` again, or name the folder of that one"
+        )
+
+
 def make_validation_source(
-    recipe: Recipe, set_name: str, *, store: ObjectStore, online: OnlineFeatures
+    recipe: Recipe, set_name: str, *, store: ObjectStore, cached: CachedSets, online: OnlineFeatures
 ) -> BatchSource:
     """This rank's share of a set, each sample once: from its cache where there is one; else computed, if allowed."""
     batch_size = ranks.world_size() * recipe.evaluate.batch_size
-    if recipe.train.features == "online" and find_manifest(store, recipe.request_digest(set_name)) is None:
+    manifest = cached.read(store, set_name)
+    if manifest is None:
         return online.validation_source(set_name, batch_size=batch_size)
-    manifest = required_manifest(store, recipe, set_name)
     return make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=False)
 
 
@@ -215,9 +230,21 @@ class Validator:
         self._tracker = tracker
 
     def __call__(self, engine: Engine) -> Mapping[str, float]:
-        """The figures, equal on every rank."""
+        """The figures, equal on every rank.
+
+        Raises:
+            NonFinitePredictionError: a prediction is no number; on every rank.
+        """
         examples = VALIDATION_EXAMPLES if ranks.rank() == 0 else 0
-        own, pictures = score_set(engine.predict, loader=self._source, examples=examples)
+        broken: list[str] = []
+        own, pictures = score_set(
+            lambda batch: _finite(engine.predict(batch), batch, broken=broken),
+            loader=self._source,
+            examples=examples,
+        )
+        keys = tuple(key for of_rank in ranks.collect(broken) for key in of_rank)
+        if keys:
+            raise NonFinitePredictionError(step=engine.step, keys=keys)
         merged = SegmentationScores()
         for state in ranks.collect(own.state()):
             merged.merge(SegmentationScores.from_state(state))
@@ -232,6 +259,15 @@ class Validator:
             "iou_fg": scores.iou_fg.best.value,
             "ap": scores.ap.value,
         }
+
+
+def _finite(logits: Tensor, batch: Batch, *, broken: list[str]) -> Tensor:
+    """Logits to go on with, so that all ranks come to the end; the keys of samples whose own are not finite."""
+    good = torch.isfinite(logits.flatten(1)).all(1).tolist()  # B,1,H,W -> B
+    counted = (batch.weight > 0).tolist()
+    rows = zip(batch.keys, good, counted, strict=True)
+    broken += [key for key, finite, counts in rows if counts and not finite]
+    return logits if all(good) else logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +295,7 @@ class ModelKeeper:
         )
         with tempfile.TemporaryDirectory(prefix="ldznet-model-") as scratch:
             folder = Path(scratch)
-            with torch.device("meta"):
-                network = build_network(self.network)
+            network = build_network(self.network, device="meta")
             network.load_state_dict(state, assign=True)
             network.save_pretrained(folder)
             prediction.save(folder)

@@ -13,14 +13,15 @@ from ldznet.config import Config
 from ldznet.errors import UserError
 from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from pipeline.cache.lease import reading_lease
-from pipeline.cache.manifest import Manifest, find_answer, find_manifest, read_manifest
+from pipeline.cache.manifest import Manifest, find_answer, find_manifest
 from pipeline.models.folder import PROVENANCE, SEAL, download_model
 from pipeline.models.registered import register_model
 from pipeline.object_store.opening import open_store
 from pipeline.online.shard_order import ShardOrder
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.rank_training import required_manifest, training_identity
+from pipeline.training.cached_sets import CachedSets
+from pipeline.training.rank_training import training_identity
 
 RUN_RECORD = "run.json"
 FINISHED_RECORD = "finished.json"
@@ -78,10 +79,12 @@ class TrainingRun:
     Args:
         recipe: of the training.
         label: names the model's folder in the output folder; the network's unless told.
+        cached: what of the cache it reads, where that was found already: a grid's trainings all read the same.
     """
 
-    def __init__(self, recipe: Recipe, *, label: str | None = None) -> None:
+    def __init__(self, recipe: Recipe, *, label: str | None = None, cached: CachedSets | None = None) -> None:
         self._recipe = recipe
+        self._cached = cached
         self.name = f"{recipe.name}-{recipe.network.label}-{training_identity(recipe)}"
         self.storage = recipe.storage_url
         self.model_url = f"{self.storage}/{self.name}/model"
@@ -98,7 +101,7 @@ class TrainingRun:
             UserError: a set that the training needs was not precomputed, or the best weights would be chosen by what
                 they were trained on.
         """
-        if self._recipe.validate_on == self._recipe.train_on:
+        if self._recipe.validates_on_training_photos:
             raise UserError(
                 f"validate_on={self._recipe.validate_on} is what it trains on: name a set of the val split, or null"
             )
@@ -108,11 +111,28 @@ class TrainingRun:
 
     @contextmanager
     def cache_held(self) -> Iterator[None]:
-        """Keep `ldznet cache collect --drop` from removing what this training reads; `check` once more under it."""
+        """Keep `ldznet cache collect --drop` from removing what this training reads; `check` once more under it.
+
+        What was found there is what it reads from then on, whatever a `precompute` finishes beside it.
+        """
         store = open_store(self._recipe.cache.url)
         with reading_lease(store, [manifest.spec for manifest in self._manifests().values()]):
+            self._cached = self.cached
             self.check()
             yield
+
+    @property
+    def cached(self) -> CachedSets:
+        """What of the cache it reads: found anew each time until `cache_held`, then always the same.
+
+        Raises:
+            UserError: a set that it needs was not precomputed.
+        """
+        return self._cached or CachedSets.find(self._recipe, open_store(self._recipe.cache.url))
+
+    def read_as(self, other: "TrainingRun") -> None:
+        """Read what another training of the same sets does."""
+        self._cached = other.cached
 
     def finished(self) -> FinishedTraining | None:
         """What the training left, where it came to its end and nothing asks it to go on.
@@ -142,7 +162,10 @@ class TrainingRun:
         recipe, store = self._recipe, open_store(self._recipe.cache.url)
         if recipe.train.features == "online":
             return {"ldm": ldm_digest(resolve_ldm(recipe.ldm.source)), "samples": None}
-        manifest = find_manifest(store, recipe.request_digest(recipe.train_on))
+        if self._cached is not None:
+            manifest = self._cached.read(store, recipe.train_on)
+        else:
+            manifest = find_manifest(store, recipe.request_digest(recipe.train_on))
         if manifest is None:  # given up since
             return {"ldm": None, "samples": None}
         return {"ldm": manifest.spec.ldm_digest, "samples": ShardOrder.of_manifest(store, manifest).digest}
@@ -215,22 +238,17 @@ class TrainingRun:
         tracker.log_dataset_input(f"{data.name or data.format}/{split}", digest=request, source=data.root)
 
     def _manifests(self) -> dict[str, Manifest]:
-        store = open_store(self._recipe.cache.url)
-        names = (self._recipe.train_on, self._recipe.validate_on)
-        wanted = [name for name in names if name is not None]
-        if self._recipe.train.features == "cached":
-            return {name: required_manifest(store, self._recipe, name) for name in wanted}
-        found = {name: find_manifest(store, self._recipe.request_digest(name)) for name in wanted}
+        store, cached = open_store(self._recipe.cache.url), self.cached
+        found = {name: cached.read(store, name) for name in cached.manifests}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def _input(self) -> tuple[Manifest | None, str | None]:
-        store = open_store(self._recipe.cache.url)
-        answer = find_answer(store, self._recipe.request_digest(self._recipe.train_on))
-        if answer is None:
-            assert self._recipe.train.features == "online", "check() comes first"
-            return None, None
-        manifest = read_manifest(store, cache_key=answer.cache_key, manifest_id=answer.manifest_id)
-        return manifest, answer.run_id
+        """What trains, and the MLflow run that computed it."""
+        recipe, store = self._recipe, open_store(self._recipe.cache.url)
+        manifest = self.cached.read(store, recipe.train_on)
+        answer = find_answer(store, recipe.request_digest(recipe.train_on))
+        known = answer is not None and manifest is not None and answer.manifest_id == manifest.manifest_id
+        return manifest, answer.run_id if answer is not None and known else None
 
 
 def _origin(recipe: Recipe, manifest: Manifest | None) -> dict[str, str]:

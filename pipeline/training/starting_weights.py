@@ -14,6 +14,7 @@ from ldznet.modeling.pretrained import read_network_config
 from pipeline.models.folder import model_digest
 from pipeline.models.registered import pinned, resolve_model
 from pipeline.recipe import Recipe
+from pipeline.tracking.config import store_uri
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def pinned_start(recipe: Recipe) -> Recipe:
     Raises:
         UserError: there is no such model.
     """
-    start = pinned(recipe.network.init_from, recipe.tracking.uri)
+    start = pinned(recipe.network.init_from, _registry(recipe))
     return recipe.model_copy(update={"network": recipe.network.model_copy(update={"init_from": start})})
 
 
@@ -57,7 +58,12 @@ def start_network(network: SegmentationNetwork, recipe: Recipe) -> str:
 
 
 def _folder(recipe: Recipe) -> Path:
-    return resolve_model(recipe.network.init_from, recipe.tracking.uri)
+    return resolve_model(recipe.network.init_from, _registry(recipe))
+
+
+def _registry(recipe: Recipe) -> str:
+    """Where runs are recorded, as `ldznet evaluate` has it."""
+    return store_uri(recipe.tracking, Path(recipe.output_folder))
 
 
 def _check_equal(asked: NetworkConfig, found: NetworkConfig, *, reference: str) -> None:

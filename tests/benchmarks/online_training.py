@@ -38,6 +38,7 @@ from pipeline.precompute.sets import finish_set, missing_work, plan_sets
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
 from pipeline.training import ranks
+from pipeline.training.cached_sets import CachedSets
 from pipeline.training.ema import EMA
 from pipeline.training.engine import build_engine
 from pipeline.training.loop import train
@@ -81,9 +82,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         online_recipe = recipe.model_copy(
             update={"train": recipe.train.model_copy(update={"features": "online"})}
         )
-        with ranks.process_group(), OnlineFeatures(online_recipe, store=store) as online:
-            cached = make_source(recipe, store=store, online=online).batches
-            computed = make_source(online_recipe, store=store, online=online).batches
+        with (
+            ranks.process_group(),
+            OnlineFeatures(
+                online_recipe, store=store, cached=CachedSets.find(online_recipe, store)
+            ) as online,
+        ):
+            cached = make_source(
+                recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+            ).batches
+            computed = make_source(
+                online_recipe, store=store, cached=CachedSets.find(online_recipe, store), online=online
+            ).batches
             assert isinstance(computed, OnlineSource)
             _measure(arguments, recipe, cached=cached, online=computed)
 

@@ -13,8 +13,9 @@ from pipeline.models.folder import download_model
 from pipeline.object_store.opening import open_store
 from pipeline.recipe_file import load_recipe
 from pipeline.training import ranks
+from pipeline.training.cached_sets import CachedSets, required_manifest
 from pipeline.training.checkpoint_store import CheckpointStore
-from pipeline.training.rank_training import required_manifest, train_on_this_rank
+from pipeline.training.rank_training import train_on_this_rank
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -50,7 +51,12 @@ def train(path: Path, *overrides: str) -> dict[str, float]:
     with ranks.process_group():
         checkpoints = CheckpointStore(open_store(f"{recipe.output_folder}/checkpoints"), keep=2)
         train_on_this_rank(
-            recipe, checkpoints=checkpoints, model_url=url, run_id=None, metrics_owner="training"
+            recipe,
+            cached=CachedSets.find(recipe, open_store(recipe.cache.url)),
+            checkpoints=checkpoints,
+            model_url=url,
+            run_id=None,
+            metrics_owner="training",
         )
     return download_model(url, Path(recipe.output_folder) / "kept")
 

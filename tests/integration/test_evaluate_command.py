@@ -31,7 +31,7 @@ from pipeline.loading.loader import SampleReader
 from pipeline.object_store.opening import open_store
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
-from pipeline.training.rank_training import required_manifest
+from pipeline.training.cached_sets import required_manifest
 
 THRESHOLDS = np.arange(1, 50) / 50
 KINDS = {

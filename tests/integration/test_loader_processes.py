@@ -125,8 +125,9 @@ def test_a_corrupt_sample_is_told_as_by_one_process(
     options = {"on_corrupt": on_corrupt, "max_corrupt_share": 0.1}
     loader = loader_of((store, manifest), loaders, processes=1, **options)
     if on_corrupt == "fail":
-        with pytest.raises(CorruptSampleError, match=f"{key} is not what its receipt vouches for"):
+        with pytest.raises(CorruptSampleError, match=f"{key} is not what its receipt vouches for") as caught:
             list(loader.epoch(Position()))
+        assert str(caught.value).startswith("sample ") and "\n" not in str(caught.value)
         assert not worker_pids()
         return
     with caplog.at_level(logging.WARNING):

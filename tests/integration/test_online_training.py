@@ -17,6 +17,7 @@ from pipeline.models.folder import download_model
 from pipeline.object_store.opening import open_store
 from pipeline.recipe_file import load_recipe
 from pipeline.training import rank_training, ranks
+from pipeline.training.cached_sets import CachedSets
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.observer import TrainingObserver
 
@@ -78,6 +79,7 @@ def train_here(cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         with ranks.process_group(), end:
             rank_training.train_on_this_rank(
                 recipe,
+                cached=CachedSets.find(recipe, open_store(recipe.cache.url)),
                 checkpoints=CheckpointStore(open_store(tmp_path / name), keep=9),
                 model_url=str(tmp_path / f"{name}-model"),
                 run_id=None,

@@ -40,7 +40,9 @@ PHRASES = ["the red apple", "the sky"]
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """MLflow's global default is a file in the working folder: nothing of ours may end up there."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what `mlflow.set_tracking_uri` leaves there is undone
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", ""
+    )  # so that what `mlflow.set_tracking_uri` leaves there is undone
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     folder = tmp_path / "elsewhere"
     folder.mkdir()

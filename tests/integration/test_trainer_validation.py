@@ -38,6 +38,7 @@ def validate(recipe_path: Path) -> dict[str, Any]:
     from pipeline.recipe_file import load_recipe
     from pipeline.tracking.tracker import Tracker
     from pipeline.training import ranks
+    from pipeline.training.cached_sets import CachedSets
     from pipeline.training.engine import build_engine
     from pipeline.training.rank_training import Validator, make_network, make_validation_source
 
@@ -46,8 +47,9 @@ def validate(recipe_path: Path) -> dict[str, Any]:
     ranks.seed_everything(0)
     engine = build_engine(make_network(recipe), forward=run_network, loss=mask_loss, config=recipe.train)
     store = open_store(recipe.cache.url)
-    with OnlineFeatures(recipe, store=store) as online:
-        source = make_validation_source(recipe, "val", store=store, online=online)
+    cached = CachedSets.find(recipe, store)
+    with OnlineFeatures(recipe, store=store, cached=cached) as online:
+        source = make_validation_source(recipe, "val", store=store, cached=cached, online=online)
         batches = list(source.epoch(Position()))
         keys = [
             key

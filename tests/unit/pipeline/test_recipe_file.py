@@ -58,6 +58,16 @@ def test_resolved_recipe_reads_back_as_itself(recipe_path: Path) -> None:
         (["network.blocks=[5]"], "fuses block 5"),
         (["network.kind=rgbnet"], "features.keep_images"),
         (["sets.val.split=test"], "validate_on=val is of the test split, which only measures"),
+        (["sets.val.split=testA"], "validate_on=val is of the test split, which only measures"),
+        (
+            ["train.patience=2", "train.validate_every=5", "validate_on=null"],
+            "train.patience waits for better validations, and validate_on=null has none",
+        ),
+        (
+            ["loader.mode=sequential", "train.workers={min: 1, max: 2}", "train.batch_size=4"],
+            "loader.mode=sequential deals shards to a fixed number of ranks",
+        ),
+        (["output=s3://bucket/mine"], "output=s3://bucket/mine is no local folder"),
         (["evaluate.sets=[tset]"], "evaluate.sets names 'tset'"),
         (["sets.refcoco+.split=val"], "sets: 'refcoco+' cannot name a set: take letters, digits, _, . and -"),
         (["sets.a/b.split=val"], "sets: 'a/b' cannot name a set"),

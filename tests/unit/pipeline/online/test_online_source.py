@@ -24,6 +24,7 @@ from pipeline.online.features import OnlineFeatures
 from pipeline.online.source import OnlineSource
 from pipeline.recipe import Recipe
 from pipeline.recipe_file import load_recipe
+from pipeline.training.cached_sets import CachedSets
 from pipeline.training.rank_training import make_source, make_validation_source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,8 +51,10 @@ def recipe_of(path: Path, *overrides: str) -> Recipe:
 def batches_of(recipe: Recipe, *positions: Position) -> list[list[Batch]]:
     """The batches that a training on this recipe takes."""
     store = open_store(recipe.cache.url)
-    with OnlineFeatures(recipe, store=store) as online:
-        source = make_source(recipe, store=store, online=online).batches
+    with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+        source = make_source(
+            recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+        ).batches
         return [list(source.epoch(position)) for position in positions]
 
 
@@ -170,8 +173,10 @@ def test_validation_runs_on_the_cache_where_there_is_one_and_online_elsewhere(
     def validation(*overrides: str) -> tuple[type, list[Batch]]:
         recipe = recipe_of(cached, ONLINE, *overrides)
         store = open_store(recipe.cache.url)
-        with OnlineFeatures(recipe, store=store) as online:
-            source = make_validation_source(recipe, "val", store=store, online=online)
+        with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+            source = make_validation_source(
+                recipe, "val", store=store, cached=CachedSets.find(recipe, store), online=online
+            )
             return type(source), list(source.epoch(Position()))
 
     (kind, theirs), (other, ours) = validation(), validation(f"cache.url={tmp_path}/empty")
@@ -190,8 +195,10 @@ def test_a_checkpoint_position_means_something_in_its_own_order_only(cached: Pat
     def digest(*overrides: str) -> str:
         recipe = recipe_of(cached, *overrides)
         store = open_store(recipe.cache.url)
-        with OnlineFeatures(recipe, store=store) as online:
-            return make_source(recipe, store=store, online=online).order_digest
+        with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+            return make_source(
+                recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+            ).order_digest
 
     assert digest() == digest(ONLINE, CYCLE) == digest(ONLINE, CYCLE, f"cache.url={tmp_path}/empty")
     fewer = digest(ONLINE, CYCLE, "data.limit=20", f"cache.url={tmp_path}/empty")
@@ -232,8 +239,10 @@ def test_few_prompts_do_not_make_a_pass_wait_for_long(cached: Path, passes: Coun
     overrides = ["sets.train.prompts=['a photo of a {}.']", "train.batch_size=1", "features.prompt_batch=4"]
     recipe = recipe_of(cached, ONLINE, *overrides)
     store = open_store(recipe.cache.url)
-    with OnlineFeatures(recipe, store=store) as online:
-        batches = make_source(recipe, store=store, online=online).batches.epoch(Position())
+    with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+        batches = make_source(
+            recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+        ).batches.epoch(Position())
         next(batches)
         assert passes["block_features"] <= 2 * recipe.features.feature_batch
         assert len(list(batches)) == 35
@@ -352,8 +361,10 @@ def test_a_photo_that_changes_while_training_is_told(cached: Path, small_data: P
     shutil.copytree(small_data, folder)
     recipe = recipe_of(cached, ONLINE, f"data.root={folder}", f"cache.url={tmp_path}/empty")
     store = open_store(recipe.cache.url)
-    with OnlineFeatures(recipe, store=store) as online:
-        source = make_source(recipe, store=store, online=online).batches
+    with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+        source = make_source(
+            recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+        ).batches
         for path in (folder / "images").iterdir():
             path.write_bytes((small_data / "images/14.png").read_bytes())
         with pytest.raises(UserError, match="has changed since the data set was listed"):
@@ -376,8 +387,10 @@ def test_samples_that_are_only_in_the_cache_are_told(
 def test_an_epoch_that_is_left_early_leaves_no_threads(cached: Path) -> None:
     recipe = recipe_of(cached, ONLINE)
     store = open_store(recipe.cache.url)
-    with OnlineFeatures(recipe, store=store) as online:
-        batches = make_source(recipe, store=store, online=online).batches.epoch(Position())
+    with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
+        batches = make_source(
+            recipe, store=store, cached=CachedSets.find(recipe, store), online=online
+        ).batches.epoch(Position())
         next(batches)
         batches.close()  # type: ignore[attr-defined]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("photos")]

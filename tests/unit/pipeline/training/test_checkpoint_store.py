@@ -134,6 +134,21 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     assert {name.split("-")[1] for name in kept._sealed()} == {"00000001", "00000002"}
 
 
+def test_a_seal_without_any_part_gives_way_too(store: ObjectStore, engine: DDPEngine, tmp_path: Path) -> None:
+    kept = CheckpointStore(store, keep=2)
+    names = []
+    for step in (1, 2):
+        taken = snapshot(engine, step)
+        bring(kept, taken, tmp_path)
+        names.append(taken.name)
+    for info in list(store.list(f"{names[1]}.")):
+        if info.key != f"{names[1]}.json":
+            store.delete(info.key)
+    with kept.latest() as newest:
+        assert newest is not None
+        assert check_checkpoint(newest).step == 1
+
+
 def test_the_last_one_is_never_removed(store: ObjectStore, engine: DDPEngine, tmp_path: Path) -> None:
     kept = CheckpointStore(store, keep=2)
     taken = snapshot(engine, 1)

@@ -23,7 +23,12 @@ from pipeline.training import ranks
 from pipeline.training.checkpoint_store import CheckpointStore
 from pipeline.training.config import TrainConfig
 from pipeline.training.ddp_engine import DDPEngine
-from pipeline.training.divergence import ExplodingLossError, NonFiniteGradientError, NonFiniteLossError
+from pipeline.training.divergence import (
+    ExplodingLossError,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    NonFinitePredictionError,
+)
 from pipeline.training.ema import EMA, model_state
 from pipeline.training.engine import Engine
 from pipeline.training.loop import TrainOutcome, train
@@ -312,6 +317,23 @@ def test_a_nan_with_broken_weights_names_the_checkpoint_before(tmp_path: Path) -
         )
     assert len(caught.value.keys) == 4  # no sample is to blame
     assert visible(tmp_path) == [2, 4]
+
+
+def test_a_validation_without_numbers_stops_it_too(tmp_path: Path) -> None:
+    def broken(engine: Engine) -> dict[str, float]:
+        if engine.step < 5:
+            return {"miou": 0.0}
+        raise NonFinitePredictionError(step=engine.step, keys=("0a", "0b"))
+
+    said = r"validation after step 5 is not finite; samples: 0a, 0b; the last checkpoint .*step-00000004-"
+    for every in (1, 5):  # the last one comes after the loop
+        with pytest.raises(NonFinitePredictionError, match=said):
+            run(
+                toy_config(steps=5, checkpoint_every=2, validate_every=every if every == 1 else None),
+                ToySource(batch_size=4, rank=0, ranks=1),
+                validate=broken,
+                checkpoints=kept_in(tmp_path / str(every), keep=2),
+            )
 
 
 class Wild(ToySource):

@@ -58,14 +58,46 @@ def test_another_set_to_validate_on_is_another_training(path: Path) -> None:
     assert len(named) == 4
 
 
+def add_a_phrase(data: Path) -> None:
+    phrases = data / "phrases.jsonl"
+    first, *rest = phrases.read_text().splitlines()
+    phrases.write_text("\n".join([first, first.replace("the red box", "a box in red"), *rest]) + "\n")
+
+
+def test_what_it_reads_stays_what_it_was_begun_with(
+    path: Path, data: Path, precompute_here: Callable[..., None], tmp_path: Path
+) -> None:
+    precompute_here(path)
+    run = training(path)
+    with run.cache_held():
+        read = run.cached
+        add_a_phrase(data)
+        precompute_here(path)  # by somebody else, beside it
+        assert run.cached == read != training(path).cached
+        finish(run, tmp_path / "model")
+        assert run.finished() is not None
+        alike = training(path, "train.lr=0.1")
+        alike.read_as(run)
+        assert alike.cached == read
+    with pytest.raises(UserError, match="finished on other samples or another frozen LDM"):
+        training(path).finished()  # that training never saw the phrase
+
+
+def test_a_set_of_the_same_split_does_not_validate(path: Path, precompute_here: Callable[..., None]) -> None:
+    few = "sets.few={split: train, data: {format: folder, root: %s, limit: 3}}"
+    data = load_recipe(path).data.root
+    for overrides in ([few % data, "validate_on=few"], ["validate_on=train"]):
+        precompute_here(path, *overrides)
+        with pytest.raises(UserError, match="is what it trains on: name a set of the val split, or null"):
+            training(path, *overrides).check()
+
+
 def test_other_samples_are_told(
     path: Path, data: Path, precompute_here: Callable[..., None], tmp_path: Path
 ) -> None:
     precompute_here(path)
     finish(training(path), tmp_path / "model")
-    phrases = data / "phrases.jsonl"
-    first, *rest = phrases.read_text().splitlines()
-    phrases.write_text("\n".join([first, first.replace("the red box", "a box in red"), *rest]) + "\n")
+    add_a_phrase(data)
     precompute_here(path)
     with pytest.raises(UserError, match="finished on other samples or another frozen LDM"):
         training(path).finished()
