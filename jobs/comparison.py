@@ -106,7 +106,7 @@ class _Comparison:
         self.rows: list[ResultRow] = []
         self.scored = Evaluation()
         self._minutes: Minutes = Minutes(Path(self.recipe.output_folder) / "minutes.json")
-        self._computed: set[str] = set()  # types that features are stored in
+        self._computed: set[str] = set()  # features, by how they differ from the recipe's
 
     def prepare(self) -> None:
         """Scenes and features."""
@@ -132,7 +132,6 @@ class _Comparison:
         """One training, and its rows."""
         from jobs.train import PlaceInGrid, train
         from pipeline.evaluation.run import evaluate_models
-        from pipeline.recipe import SystemConfig
         from pipeline.results.record import PROTOCOL, ResultRow
         from pipeline.training.rank_training import training_identity
 
@@ -142,11 +141,13 @@ class _Comparison:
         # By what is trained: a training that another experiment names too has taken its minutes once.
         station = f"train {recipe.network.label}-{training_identity(recipe)}"
         folder = self._minutes.of(station, partial(train, recipe, place=place))
-        scored = evaluate_models(recipe, [SystemConfig(source=str(folder), name=cell.label)])
+        asked = self._experiment.scored_as(cell, str(folder))
+        scored = evaluate_models(recipe, [system for _, system in asked])
         self.scored.add(scored)
+        systems = {system.name: name for name, system in asked}
         taken = self._minutes.taken[station]
         self.rows += [
-            ResultRow.of(one, model=cell.system, seed=cell.seed, train_minutes=taken)
+            ResultRow.of(one, model=systems[one.model], seed=cell.seed, train_minutes=taken)
             for one in scored.results
             if one.protocol == PROTOCOL
         ]
@@ -167,8 +168,10 @@ class _Comparison:
     def _precompute(self, recipe: "Recipe") -> None:
         from jobs.precompute import precompute
 
-        stored = recipe.features.stored_dtype
-        if stored not in self._computed:
-            self._computed.add(stored)
-            station = "precompute" if recipe.features == self.recipe.features else f"convert to {stored}"
+        asked = recipe.features.model_dump(mode="json")
+        usual = self.recipe.features.model_dump(mode="json")
+        different = [f"{name}={value}" for name, value in asked.items() if value != usual[name]]
+        station = " ".join(["precompute", *different])
+        if station not in self._computed:
+            self._computed.add(station)
             self._minutes.of(station, partial(precompute, recipe))

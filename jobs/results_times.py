@@ -27,7 +27,12 @@ def measure_times(recipe_file: Path, overrides: Sequence[str], *, command: str, 
     from pipeline.results.record import made_here
     from pipeline.results.times import TimesRecord, TimesRow, photo_milliseconds, training_rate
 
-    short = [f"train.steps={_STEPS}", f"train.log_every={_LOG_EVERY}", "validate_on=null"]
+    short = [
+        f"train.steps={_STEPS}",
+        f"train.log_every={_LOG_EVERY}",
+        "train.warmup_steps=0",
+        "validate_on=null",
+    ]
     base = load_recipe(recipe_file, [*short, *overrides])
     scenes(base)
     precompute(base)

@@ -111,6 +111,8 @@ class SystemConfig(Config):
     pixels: Literal["photo", "view"] = "photo"  # what CLIPSeg sees: the original photo, or the cached view
     prompt: str = DEFAULT_TEMPLATE  # CLIPSeg's
     noise_map: NoiseMapConfig = NoiseMapConfig()
+    # Of a network: `others` gives each phrase another sample's block features, a control of what it takes from its own.
+    features: Literal["own", "others"] = "own"
 
 
 class EvaluateConfig(Config):

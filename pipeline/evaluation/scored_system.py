@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -130,7 +130,9 @@ def open_system(
     """
     match located.family:
         case "network":
-            return _Network(located.folder, ldm_digest=ldm_digest, device=device)
+            return _Network(
+                located.folder, ldm_digest=ldm_digest, features=located.config.features, device=device
+            )
         case "clipseg":
             return _ClipSeg(located, device=device)
         case "masks":
@@ -144,7 +146,9 @@ class _Network:
 
     binary = False
 
-    def __init__(self, folder: Path, *, ldm_digest: str, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, *, ldm_digest: str, features: Literal["own", "others"], device: torch.device
+    ) -> None:
         trained_on = PredictionConfig.load(folder).ldm_digest
         if trained_on not in {None, ldm_digest}:
             raise UserError(
@@ -154,6 +158,7 @@ class _Network:
             logger.warning("%s does not say which LDM it was trained on: taken for this recipe's", folder)
         self._network: SegmentationNetwork = network_from_pretrained(folder)
         self._predict = network_predictor(self._network, device=device)
+        self._features = features
 
     @property
     def kind(self) -> str:
@@ -173,7 +178,7 @@ class _Network:
 
     def predict(self, batch: Batch, *, set_name: str, originals: OriginalSamples) -> ProbabilityMaps:  # noqa: ARG002
         """See `ScoredSystem`."""
-        return LogitMaps(self._predict(batch))
+        return LogitMaps(self._predict(batch if self._features == "own" else _with_others_features(batch)))
 
 
 class _ClipSeg:
@@ -255,6 +260,22 @@ class _NoiseMap:
         context = self._ldm.encode_prompts([str(facts["prompt"]) for facts in batch.facts])
         maps = self._maps.maps(batch.latents, context)
         return PlainMaps(list(maps[:, 0].cpu().numpy()))  # B,1,h,w -> B of h,w
+
+
+def _with_others_features(batch: Batch) -> Batch:
+    """Each sample with the block features of that half a batch away: neighbours are phrases of one photo.
+
+    Raises:
+        UserError: the batch has no other sample.
+    """
+    if len(batch.keys) < 2:
+        raise UserError("evaluate.models: features=others needs evaluate.batch_size of 2 or more")
+    away = len(batch.keys) // 2
+    return replace(
+        batch,
+        features={block: values.roll(away, 0) for block, values in batch.features.items()},
+        scales={block: scales.roll(away, 0) for block, scales in batch.scales.items()},
+    )
 
 
 def _views(batch: Batch) -> list[Image.Image]:

@@ -1,11 +1,11 @@
 """How far the systems of an experiment are ahead of each other, pair by pair, on the same phrases."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ldznet.score_differences import Differences, score_differences
 from ldznet.scores import FIXED_THRESHOLD
 from pipeline.evaluation.run import Evaluation
-from pipeline.results.experiments import Cell, Experiment
+from pipeline.results.experiments import Experiment
 from pipeline.results.record import DifferenceRow
 from pipeline.results.seeds import difference_over_seeds
 
@@ -15,16 +15,16 @@ def experiment_differences(experiment: Experiment, scored: Evaluation) -> Iterat
 
     Args:
         experiment: whose pairs.
-        scored: counts of its cells, under their labels.
+        scored: counts of its systems, under their labels.
     """
-    cells = {(cell.system, cell.seed): cell for cell in experiment.cells}
+    labels = experiment.labels
     seeds = sorted({cell.seed for cell in experiment.cells})
     for set_name in experiment.sets:
         for first, second in experiment.pairs:
             paired = [
-                (cells[first, seed], cells[second, seed])
+                (labels[first, seed], labels[second, seed])
                 for seed in seeds
-                if (first, seed) in cells and (second, seed) in cells
+                if (first, seed) in labels and (second, seed) in labels
             ]
             if not paired:
                 continue
@@ -39,8 +39,8 @@ def experiment_differences(experiment: Experiment, scored: Evaluation) -> Iterat
             )
 
 
-def _differences(scored: Evaluation, pair: Sequence[Cell], set_name: str) -> Differences:
-    first, second = (cell.label for cell in pair)
+def _differences(scored: Evaluation, pair: tuple[str, str], set_name: str) -> Differences:
+    first, second = pair
     return score_differences(
         scored.counts[first, set_name],
         scored.counts[second, set_name],

@@ -8,7 +8,7 @@ from pipeline.report.markdown import render_markdown
 from pipeline.results.record import ResultRecord
 from pipeline.results.times import TimesRecord
 
-RECORDS = ("table", "start", "labels", "ablations", "adapted")
+RECORDS = ("table", "start", "blocks", "labels", "ablations", "adapted")
 FACTS = ("ldm", "probe")  # records with figures of their own shape, or in a picture alone
 _TEMPLATE = Path(__file__).with_name("results.md.j2")
 

@@ -20,6 +20,9 @@ NETWORKS: Final = {
     "rgbnet": ("network.kind=rgbnet",),
 }
 RANDOM_START: Final = ", random start"
+OTHERS_FEATURES: Final = ", others' features"
+_CONTROL: Final = "-others-features"
+_FINER: Final = "ldznet, blocks 11 to 13"
 _LABELS: Final = {"300 phrases": "train_on=train_300", "1,000 phrases": "train_on=train_1000"}
 _INT8 = ("features.stored_dtype=int8", "features.stored_from=fp16")
 _FP8 = ("features.stored_dtype=fp8", "features.stored_from=fp16")
@@ -55,6 +58,8 @@ class Experiment:
     steps: int
     others: tuple[SystemConfig, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()  # systems whose differences are told
+    # Systems that are scored once more with other samples' features: `NAME, others' features`.
+    controls: tuple[str, ...] = ()
     shown: str | None = None  # the set of the picture
 
     def only(self, *, systems: Iterable[str] = (), seeds: Iterable[int] = ()) -> "Experiment":
@@ -71,10 +76,28 @@ class Experiment:
             raise UserError(f"{self.name} has no such training: its systems are {names}, its seeds {numbers}")
         return replace(self, cells=tuple(chosen))
 
+    @property
+    def labels(self) -> dict[tuple[str, int], str]:
+        """Under what an evaluation knows each system and seed, those with others' features too."""
+        own = {(cell.system, cell.seed): cell.label for cell in self.cells}
+        of_controls = {
+            (f"{system}{OTHERS_FEATURES}", seed): f"{label}{_CONTROL}"
+            for (system, seed), label in own.items()
+            if system in self.controls
+        }
+        return own | of_controls
+
+    def scored_as(self, cell: Cell, folder: str) -> list[tuple[str, SystemConfig]]:
+        """What is scored of a trained cell: names of systems, and what to score."""
+        asked = [(cell.system, SystemConfig(source=folder, name=cell.label))]
+        if cell.system in self.controls:
+            control = SystemConfig(source=folder, name=f"{cell.label}{_CONTROL}", features="others")
+            asked.append((f"{cell.system}{OTHERS_FEATURES}", control))
+        return asked
+
     def makes(self, model: str, *, seed: int | None, set_name: str) -> bool:
         """Whether a run makes a row of this system. Those that are not trained here have no seed, and always run."""
-        trained = {(cell.system, cell.seed) for cell in self.cells}
-        return set_name in self.sets and (seed is None or (model, seed) in trained)
+        return set_name in self.sets and (seed is None or (model, seed) in self.labels)
 
 
 def _cells(systems: dict[str, tuple[str, ...]], *, seeds: tuple[int, ...] = (1,)) -> tuple[Cell, ...]:
@@ -111,6 +134,26 @@ EXPERIMENTS: Final = {
             pairs=tuple(
                 (f"{one}{RANDOM_START}", f"{other}{RANDOM_START}")
                 for one, other in (("ldznet", "znet"), ("znet", "rgbnet"), ("ldznet", "ldznet-concat"))
+            ),
+        ),
+        Experiment(
+            name="blocks",
+            cells=_cells(
+                {
+                    "znet": NETWORKS["znet"],
+                    "ldznet": NETWORKS["ldznet"],
+                    _FINER: ("network.blocks=[11,12,13]", "features.blocks=[6,7,8,9,10,11,12,13]"),
+                },
+                seeds=(1, 2, 3),
+            ),
+            sets=("test", "foreign"),
+            steps=300,
+            controls=("ldznet", _FINER),
+            pairs=(
+                (_FINER, "znet"),
+                (_FINER, "ldznet"),
+                (_FINER, f"{_FINER}{OTHERS_FEATURES}"),
+                ("ldznet", f"ldznet{OTHERS_FEATURES}"),
             ),
         ),
         Experiment(
