@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GRID = [100, 400, 999]
 BLOCKS = [6, 7]
 PROBE = {
-    "control_on": "shuffled",
+    "control_on": "hidden",
     "blocks": BLOCKS,
     "steps": 20,
     "batch_size": 8,
@@ -42,9 +42,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, small_recipe_in: Callable[.
         sets={
             "train": {"split": "train", "view": view, "timesteps": {"grid": GRID}},
             "val": {"split": "val", "view": {"size": 64}, "timesteps": {"grid": GRID}},
-            "shuffled": {
+            "hidden": {
                 "split": "val",
-                "phrases": "shuffled",
+                "phrases": "hidden",
                 "view": {"size": 64},
                 "timesteps": {"grid": GRID},
             },

@@ -1,5 +1,7 @@
 """Differences of an experiment's systems: pair by pair, over the seeds that both have."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,7 +55,25 @@ def test_a_pair_without_a_seed_in_common_has_no_row() -> None:
     assert list(experiment_differences(asked, evaluation(asked))) == []
 
 
+def test_a_network_is_told_from_itself_with_others_features() -> None:
+    asked = replace(
+        experiment(("good", 1), ("bad", 1)), controls=("good",), pairs=(("good", "good, others' features"),)
+    )
+    (cell, _) = asked.cells
+    (own, control) = asked.scored_as(cell, "folder")
+    assert (own[0], own[1].features) == ("good", "own")
+    assert (control[0], control[1].features) == ("good, others' features", "others")
+    scored = evaluation(asked)
+    assert own[1].name in scored.thresholds and control[1].name is not None
+    scored.counts[control[1].name, "test"] = counts(1.0, 1)
+    (row,) = experiment_differences(asked, scored)
+    assert (row.second, row.seeds) == ("good, others' features", 1)
+    assert row.ap.low > 0
+    assert asked.makes("good, others' features", seed=1, set_name="test")
+    assert not asked.makes("bad, others' features", seed=1, set_name="test")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_pairs_name_systems_of_the_experiment(name: str) -> None:
-    systems = {cell.system for cell in EXPERIMENTS[name].cells}
+    systems = {system for system, _ in EXPERIMENTS[name].labels}
     assert {system for pair in EXPERIMENTS[name].pairs for system in pair} <= systems
