@@ -30,6 +30,10 @@ def probe_shipped_ldm(recipe_file: Path, overrides: Sequence[str], *, command: s
     minutes.of("precompute", partial(precompute, recipe))
     folder = minutes.of("probe", partial(probe, recipe))
     into.mkdir(parents=True, exist_ok=True)
+    same = (into / "probe.csv").is_file() and (into / "probe.csv").read_bytes() == (
+        folder / "probe.csv"
+    ).read_bytes()
+    before = json.loads((into / "probe.json").read_text(encoding="utf-8")) if same else {}
     for name in ("probe.csv", "probe.png"):
         shutil.copyfile(folder / name, into / name)
     record = {
@@ -38,4 +42,6 @@ def probe_shipped_ldm(recipe_file: Path, overrides: Sequence[str], *, command: s
         "minutes": {station: round(taken, 1) for station, taken in minutes.taken.items()},
         **made_here(),
     }
+    if "note" in before:  # it speaks of these very figures
+        record["note"] = before["note"]
     (into / "probe.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
