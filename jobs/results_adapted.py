@@ -27,18 +27,14 @@ def adapt(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Pa
         into: folder of the records.
     """
     from jobs.evaluate import evaluate
-    from jobs.precompute import precompute
-    from jobs.scenes import scenes
+    from jobs.results_preparation import prepared
     from jobs.train import train
     from pipeline.recipe_file import load_recipe
     from pipeline.results.masks_sheet import masks_sheet
-    from pipeline.results.minutes import Minutes
     from pipeline.results.record import ResultRecord, ResultRow
 
     recipe = load_recipe(recipe_file, overrides)
-    minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
-    minutes.of("scenes", partial(scenes, recipe))
-    minutes.of("precompute", partial(precompute, recipe))
+    minutes = prepared(recipe)
     folder = minutes.of("train", partial(train, recipe))
     scored = evaluate(
         load_recipe(recipe_file, [*overrides, f"evaluate.models=[{recipe.network.init_from},{folder}]"])

@@ -17,17 +17,13 @@ def probe_shipped_ldm(recipe_file: Path, overrides: Sequence[str], *, command: s
     import json
     import shutil
 
-    from jobs.precompute import precompute
     from jobs.probe import probe
-    from jobs.scenes import scenes
+    from jobs.results_preparation import prepared
     from pipeline.recipe_file import load_recipe
-    from pipeline.results.minutes import Minutes
     from pipeline.results.record import made_here
 
     recipe = load_recipe(recipe_file, overrides)
-    minutes = Minutes(Path(recipe.output_folder) / "minutes.json")
-    minutes.of("scenes", partial(scenes, recipe))
-    minutes.of("precompute", partial(precompute, recipe))
+    minutes = prepared(recipe)
     folder = minutes.of("probe", partial(probe, recipe))
     into.mkdir(parents=True, exist_ok=True)
     same = (into / "probe.csv").is_file() and (into / "probe.csv").read_bytes() == (
