@@ -17,8 +17,8 @@ RECIPES = Path(__file__).parent / "recipes"
 PRETRAINED, COMPARED = RECIPES / "pretrain_cpu.yaml", RECIPES / "scenes_128.yaml"
 PROBED, ADAPTED = RECIPES / "probe_128.yaml", RECIPES / "foreign_style.yaml"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
-_COMPARISONS = ("table", "start", "blocks", "labels", "ablations")
-_PARTS = ("ldm", "probe", *_COMPARISONS, "times", "adapted", "page")
+_COMPARISONS = ("table", "start", "blocks", "text", "labels", "ablations")
+_PARTS = ("ldm", "probe", *_COMPARISONS, "influence", "times", "adapted", "page")
 
 
 class _Recorded(TypedDict):
@@ -66,6 +66,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """What makes each part, of all that are asked for; a mistake in one is told before the first is begun."""
     from jobs.comparison import compare, staying_record
     from jobs.results_adapted import adapt, require_adaptable
+    from jobs.results_influence import measure_shipped_influence
     from jobs.results_ldm import show_shipped_ldm
     from jobs.results_probe import probe_shipped_ldm
     from jobs.results_times import measure_times
@@ -85,6 +86,9 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
         elif part == "probe":
             load_recipe(PROBED, overrides)
             acts[part] = partial(probe_shipped_ldm, PROBED, overrides, **recorded)
+        elif part == "influence":
+            load_recipe(COMPARED, overrides)
+            acts[part] = partial(measure_shipped_influence, COMPARED, overrides, **recorded)
         elif part == "times":
             load_recipe(COMPARED, overrides)
             acts[part] = partial(measure_times, COMPARED, overrides, **recorded)

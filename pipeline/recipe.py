@@ -74,6 +74,7 @@ class NetworkOptions(Config):
     blocks: tuple[int, ...] = PAPER_BLOCKS  # fused blocks
     fusion: Literal["cross_attention", "concat"] = "cross_attention"
     positional: Literal["learned", "sinusoidal"] = "learned"
+    text: Literal["phrase", "none"] = "phrase"  # none, an ablation: the phrase comes by the features alone
     gradient_checkpointing: bool = False
     init_from: str = Field(default="ldm", min_length=1)  # ldm, random, or a trained network to go on from
 
@@ -91,6 +92,7 @@ class NetworkOptions(Config):
             parts += ["sinusoidal"] if self.positional == "sinusoidal" else []
             if tuple(sorted(set(self.blocks))) != PAPER_BLOCKS:
                 parts += ["blocks", *map(str, sorted(set(self.blocks)))]
+        parts += ["no-text"] if self.text == "none" else []
         parts += ["random-init"] if self.init_from == "random" else []
         parts += ["adapted"] if self.starts_trained else []
         return "-".join(parts)

@@ -96,6 +96,9 @@ class NetworkConfig(Config):
     head_init: Literal["identity", "default"] = "identity"
     """`identity`: a new head starts as plain x8 upsampling, so gradients pass its one-channel layers.
     `default`: PyTorch's default initialisation."""
+    text: Literal["phrase", "none"] = "phrase"
+    """What the network's own cross-attention reads. `none` is an ablation: a context of zeros, so that the phrase
+    reaches the mask through the fused features alone, and not at all where none are fused."""
     gradient_checkpointing: bool = False
 
     @property

@@ -58,6 +58,8 @@ class SegmentationNetwork(nn.Module):
                 f"the text context is {context.shape[-1]} wide,"
                 f" the network takes {self.config.unet.cross_attention_dim}"
             )
+        if self.config.text == "none":
+            context = torch.zeros_like(context)
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         checkpointing = self.gradient_checkpointing and self.training
         walk = walk_unet(

@@ -19,7 +19,7 @@ from pipeline.training.rank_training import training_identity
 SEED: Final = "train.seed"
 # Keys that the network's own label tells of.
 _IN_LABEL: Final = frozenset(
-    f"network.{name}" for name in ("kind", "blocks", "fusion", "positional", "init_from")
+    f"network.{name}" for name in ("kind", "blocks", "fusion", "positional", "text", "init_from")
 )
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9.]+")
 

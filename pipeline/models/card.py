@@ -106,6 +106,8 @@ def _training(recipe: Recipe, step: int, parameters: int) -> Iterator[tuple[str,
     if network.kind == "ldznet":
         blocks = ", ".join(map(str, network.blocks))
         yield "fused blocks", f"{blocks}; {network.fusion.replace('_', '-')}, {network.positional} positions"
+    if network.text == "none":
+        yield "text", "none: the network's own cross-attention sees no phrase"
     yield "parameters", f"{parameters / 1e6:,.1f} million"
     yield "started from", _start(network)
     length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:g} epochs"

@@ -2,33 +2,36 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ldznet.config import Config
 from pipeline.report.markdown import render_markdown
+from pipeline.results.influence import InfluenceRecord
 from pipeline.results.record import ResultRecord
 from pipeline.results.times import TimesRecord
 
-RECORDS = ("table", "start", "blocks", "labels", "ablations", "adapted")
+RECORDS = ("table", "start", "blocks", "text", "labels", "ablations", "adapted")
 FACTS = ("ldm", "probe")  # records with figures of their own shape, or in a picture alone
+Record = TypeVar("Record", bound=Config)
 _TEMPLATE = Path(__file__).with_name("results.md.j2")
 
 
 def write_document(folder: Path) -> Path:
     """Write `results.md` beside the folder of records. Returns its path."""
-    records = {name: _record(folder / f"{name}.json") for name in RECORDS}
+    records = {name: _read(ResultRecord, folder / f"{name}.json") for name in RECORDS}
     facts = {name: _facts(folder / f"{name}.json") for name in FACTS}
-    text = render_markdown(_TEMPLATE, records=records, times=_times(folder / "times.json"), **facts)
+    others = {
+        "times": _read(TimesRecord, folder / "times.json"),
+        "influence": _read(InfluenceRecord, folder / "influence.json"),
+    }
+    text = render_markdown(_TEMPLATE, records=records, **others, **facts)
     page = folder.parent / "results.md"
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
     return page
 
 
-def _record(path: Path) -> ResultRecord | None:
-    return ResultRecord.load(path) if path.is_file() else None
-
-
-def _times(path: Path) -> TimesRecord | None:
-    return TimesRecord.model_validate_json(path.read_bytes()) if path.is_file() else None
+def _read(kind: type[Record], path: Path) -> Record | None:
+    return kind.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def _facts(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,12 @@ RANDOM_START: Final = ", random start"
 OTHERS_FEATURES: Final = ", others' features"
 _CONTROL: Final = "-others-features"
 _FINER: Final = "ldznet, blocks 11 to 13"
+_FEATURES_TELL: Final = "ldznet, phrase by features"
+_FEATURES_TELL_FINER: Final = "ldznet, phrase by features of 11 to 13"
+_FEATURES_TELL_CONCAT: Final = "ldznet-concat, phrase by features of 11 to 13"
+_BLIND: Final = "znet, no phrase"
+_FINER_BLOCKS = ("network.blocks=[11,12,13]", "features.blocks=[6,7,8,9,10,11,12,13]")
+_NO_TEXT = ("network.text=none",)
 _LABELS: Final = {"300 phrases": "train_on=train_300", "1,000 phrases": "train_on=train_1000"}
 _INT8 = ("features.stored_dtype=int8", "features.stored_from=fp16")
 _FP8 = ("features.stored_dtype=fp8", "features.stored_from=fp16")
@@ -142,7 +148,7 @@ EXPERIMENTS: Final = {
                 {
                     "znet": NETWORKS["znet"],
                     "ldznet": NETWORKS["ldznet"],
-                    _FINER: ("network.blocks=[11,12,13]", "features.blocks=[6,7,8,9,10,11,12,13]"),
+                    _FINER: _FINER_BLOCKS,
                 },
                 seeds=(1, 2, 3),
             ),
@@ -154,6 +160,26 @@ EXPERIMENTS: Final = {
                 (_FINER, "ldznet"),
                 (_FINER, f"{_FINER}{OTHERS_FEATURES}"),
                 ("ldznet", f"ldznet{OTHERS_FEATURES}"),
+            ),
+        ),
+        Experiment(
+            name="text",
+            cells=_cells(
+                {
+                    _BLIND: (*NETWORKS["znet"], *_NO_TEXT),
+                    _FEATURES_TELL: (*NETWORKS["ldznet"], *_NO_TEXT),
+                    _FEATURES_TELL_FINER: (*NETWORKS["ldznet"], *_NO_TEXT, *_FINER_BLOCKS),
+                    _FEATURES_TELL_CONCAT: (*NETWORKS["ldznet-concat"], *_NO_TEXT, *_FINER_BLOCKS),
+                },
+                seeds=(1, 2, 3),
+            ),
+            sets=("test", "foreign"),
+            steps=300,
+            controls=(_FEATURES_TELL, _FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT),
+            pairs=tuple(
+                pair
+                for system in (_FEATURES_TELL, _FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT)
+                for pair in ((system, _BLIND), (system, f"{system}{OTHERS_FEATURES}"))
             ),
         ),
         Experiment(

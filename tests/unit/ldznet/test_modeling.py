@@ -325,6 +325,17 @@ def test_damaged_weights_are_told(tmp_path: Path) -> None:
         network_from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["ldznet", "znet", "rgbnet"])
+def test_without_text_the_phrase_comes_by_the_features_alone(kind: str) -> None:
+    network = make(kind=kind, text="none").eval()
+    inputs = make_inputs(network)
+    given = network(**inputs)
+    assert torch.equal(network(**{**inputs, "context": inputs["context"].flip(0)}), given)
+    others = {number: feature.flip(0) for number, feature in inputs["features"].items()}
+    assert torch.equal(network(**{**inputs, "features": others}), given) == (kind != "ldznet")
+    assert not torch.equal(make(kind=kind).eval()(**inputs), given)  # it would read the phrase
+
+
 @pytest.fixture(scope="module")
 def ldm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = MiniatureConfig(block_out_channels=(8, 8, 16, 16), context_width=12, vae_channels=(8, 8, 8, 8))

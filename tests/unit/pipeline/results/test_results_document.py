@@ -112,6 +112,23 @@ def test_the_probe_is_a_picture_with_its_origin(tmp_path: Path) -> None:
     assert f"- recipe digest: `{'cd' * 32}`\n" in text
 
 
+def test_what_moves_a_mask_is_told_block_by_block(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    blocks = [
+        {"block": 4, "side": 8, "text": 0.41, "features": None},
+        {"block": 6, "side": 4, "text": 0.0003, "features": 0.0021},
+    ]
+    facts = {"recipe_digest": "cd" * 32, "model": "builtin:one", "set_name": "test", "phrases": 12}
+    (folder / "influence.json").write_text(
+        json.dumps({**ORIGIN, **facts, "blocks": blocks, "note": "Little."})
+    )
+    text = write_document(folder).read_text()
+    assert "`builtin:one`, 12 phrases of `test`" in text
+    assert "\nLittle.\n\n| block |" in text
+    assert "| 4 | 8 x 8 | 41.00 |  |\n| 6 | 4 x 4 | 0.03 | 0.21 |\n" in text
+
+
 def test_times_are_told_for_the_steps_of_the_table(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     record("table").model_copy(update={"steps": 300}).save(folder)
