@@ -3,6 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.run import Evaluation
+    from pipeline.recipe import Recipe
+    from pipeline.results.minutes import Minutes
+
+_FOREIGN, _HIDDEN = "foreign", "hidden"  # sets of the recipe
+_SALIENCY = "saliency"
+_EVERYTHING = "everything-drawn"
+_PHRASE_BLIND = (f"sets.train.phrases={_HIDDEN}", f"sets.val.phrases={_HIDDEN}", f"evaluate.sets=[{_HIDDEN}]")
 
 
 def require_adaptable(recipe_file: Path, overrides: Sequence[str]) -> None:
@@ -11,10 +22,16 @@ def require_adaptable(recipe_file: Path, overrides: Sequence[str]) -> None:
     Raises:
         UserError: they cannot.
     """
+    from ldznet.errors import UserError
     from pipeline.recipe_file import load_recipe
     from pipeline.results.masks_sheet import require_examples
 
-    require_examples(load_recipe(recipe_file, overrides))
+    recipe = load_recipe(recipe_file, overrides)
+    require_examples(recipe)
+    lacking = [name for name in (_FOREIGN, _HIDDEN) if name not in recipe.scored_sets]
+    if lacking:
+        raise UserError(f"the results show scores on {' and '.join(lacking)}: leave it in evaluate.sets")
+    load_recipe(recipe_file, [*overrides, *_PHRASE_BLIND])
 
 
 def adapt(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Path) -> None:
@@ -30,20 +47,39 @@ def adapt(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Pa
     from jobs.results_preparation import prepared
     from jobs.train import train
     from pipeline.recipe_file import load_recipe
+    from pipeline.results.differences import differences_between
     from pipeline.results.masks_sheet import masks_sheet
     from pipeline.results.record import ResultRecord, ResultRow
+    from pipeline.results.union_masks import write_union_masks
 
     recipe = load_recipe(recipe_file, overrides)
     minutes = prepared(recipe)
     folder = minutes.of("train", partial(train, recipe))
-    scored = evaluate(
-        load_recipe(recipe_file, [*overrides, f"evaluate.models=[{recipe.network.init_from},{folder}]"])
-    )
+    union = write_union_masks(recipe, _FOREIGN, Path(recipe.output_folder) / "masks" / _EVERYTHING)
+    systems = f"evaluate.models=[{recipe.network.init_from},{folder},{union}]"
+    scored = evaluate(load_recipe(recipe_file, [*overrides, systems]))
+    blind = _score_saliency(load_recipe(recipe_file, [*overrides, *_PHRASE_BLIND]), minutes)
+    before, after = (name for name, set_name in scored.counts if set_name == _HIDDEN)
     ResultRecord.of(
         recipe,
-        map(ResultRow.of, scored.results),
+        map(ResultRow.of, [*scored.results, *blind.results]),
         name="adapted",
         command=command,
         minutes=minutes.taken,
+        differences=[differences_between(scored, (after, before), _FOREIGN)],
     ).save(into)
-    masks_sheet(scored, set_name="foreign").save(into / "adapted.jpg", quality=88)
+    shown = {name: name for name in (before, after)}
+    masks_sheet(scored, set_name=_FOREIGN, models=shown).save(into / "adapted.jpg", quality=88)
+
+
+def _score_saliency(recipe: "Recipe", minutes: "Minutes") -> "Evaluation":
+    """The same training with phrases that tell nothing."""
+    from jobs.precompute import precompute
+    from jobs.train import PlaceInGrid, train
+    from pipeline.evaluation.run import evaluate_models
+    from pipeline.recipe import SystemConfig
+
+    minutes.of("precompute without phrases", partial(precompute, recipe))
+    place = PlaceInGrid(label=_SALIENCY, title=_SALIENCY, parent_run_id=None, wait_minutes=None)
+    folder = minutes.of("train without phrases", partial(train, recipe, place=place))
+    return evaluate_models(recipe, [SystemConfig(source=str(folder))])

@@ -39,6 +39,14 @@ def experiment_differences(experiment: Experiment, scored: Evaluation) -> Iterat
             )
 
 
+def differences_between(scored: Evaluation, pair: tuple[str, str], set_name: str) -> DifferenceRow:
+    """The row of two systems that have no seeds, by their names in the evaluation."""
+    found = _differences(scored, pair, set_name)
+    return DifferenceRow(
+        set_name=set_name, first=pair[0], second=pair[1], seeds=1, miou=found.miou, ap=found.ap
+    )
+
+
 def _differences(scored: Evaluation, pair: tuple[str, str], set_name: str) -> Differences:
     first, second = pair
     return score_differences(

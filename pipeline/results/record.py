@@ -45,6 +45,7 @@ class ResultRow(Config):
     iou_fg: Score
     ap: Score
     seconds_per_phrase: float
+    plain_masks: bool = False  # without probabilities: AP, of one point, says nothing
 
     @property
     def key(self) -> RowKey:
@@ -78,6 +79,7 @@ class ResultRow(Config):
             iou_fg=scores.iou_fg.at_val or scores.iou_fg.at_fixed,
             ap=scores.ap,
             seconds_per_phrase=result.seconds_per_sample,
+            plain_masks=result.plain_masks,
         )
 
 

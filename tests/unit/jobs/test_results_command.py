@@ -80,6 +80,15 @@ def test_a_picture_without_masks_is_refused(
     assert not (documents.parents[1] / "runs").exists()
 
 
+def test_the_sets_that_the_results_speak_of_are_needed(
+    documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert results.main(["--only", "adapted", "--set", "evaluate.sets=[foreign]"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "ldznet: the results show scores on hidden: leave it in evaluate.sets"
+    assert not (documents.parents[1] / "runs").exists()
+
+
 def test_the_command_that_is_recorded_says_what_was_asked() -> None:
     asked = argparse.Namespace(systems=["znet"], seeds=[1, 2], overrides=["evaluate.sets=[test]"])
     told = "python -m jobs.results --only table --systems znet --seeds 1 2 --set 'evaluate.sets=[test]'"

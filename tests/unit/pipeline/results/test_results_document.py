@@ -50,6 +50,14 @@ def test_every_figure_stands_with_its_interval_and_its_origin(tmp_path: Path) ->
     assert "latent diffusion model\n" not in text
 
 
+def test_plain_masks_have_no_ap(tmp_path: Path) -> None:
+    one = record("adapted")
+    plain = one.rows[0].model_copy(update={"model": "everything", "plain_masks": True})
+    one.model_copy(update={"rows": (plain,)}).save(tmp_path / "results")
+    text = write_document(tmp_path / "results").read_text()
+    assert "| everything | 9.40 M |  | 51.2 [48.0, 54.0] | 60.0 |  | 31 |" in text
+
+
 def test_a_note_stands_above_the_figures_and_lives_as_long_as_they(tmp_path: Path) -> None:
     one = record("table").model_copy(update={"note": "The order is not the paper's."})
     one.save(tmp_path / "results")
