@@ -32,6 +32,7 @@ def compare(
         UserError: see `staying_record`; nothing has been trained then.
     """
     from pipeline.results.differences import experiment_differences
+    from pipeline.results.experiments import EXPERIMENTS
     from pipeline.results.masks_sheet import masks_sheet
     from pipeline.results.record import ResultRecord
 
@@ -51,7 +52,8 @@ def compare(
         steps=comparison.recipe.train.steps,
         differences=experiment_differences(experiment, comparison.scored),
     )
-    record = made.joined(earlier) if earlier else made
+    whole = EXPERIMENTS.get(experiment.name, experiment)
+    record = made.joined(earlier).in_order(whole.systems) if earlier else made
     record.save(into)
     shown = comparison.shown
     # A part of the systems leaves the picture as it is: the page says that it shows all.

@@ -137,13 +137,7 @@ def plot_curves(
         colour = hex_colour(SERIES[number % len(SERIES)])
         axes.plot(curve.steps, curve.values, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(curve.steps, smoothed(curve.values), color=colour, linewidth=1.8, label=curve.name)
-    axes.set_xlabel(x_label, color=_GREY)
-    axes.set_ylabel(y_label, color=_GREY)
-    axes.tick_params(colors=_GREY)
-    axes.grid(visible=True, color=_GREY, alpha=0.2, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(_GREY)
+    dress_axes(axes, x_label=x_label, y_label=y_label)
     if log_scale:
         axes.set_yscale("log")
     if len(curves) > 1:
@@ -151,6 +145,18 @@ def plot_curves(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True)
     return buffer.getvalue()
+
+
+def dress_axes(axes: "Axes", *, x_label: str, y_label: str = "", title: str = "") -> None:
+    """Grey lines and letters, to be read on a light and on a dark page."""
+    axes.set_xlabel(x_label, color=_GREY)
+    axes.set_ylabel(y_label, color=_GREY)
+    axes.set_title(title, color=_GREY, fontsize=11)
+    axes.tick_params(colors=_GREY)
+    axes.grid(visible=True, color=_GREY, alpha=0.2, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in {"left", "bottom"})
+        spine.set_color(_GREY)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from ldznet.config import Config
 from pipeline.report.markdown import render_markdown
 from pipeline.results.influence import InfluenceRecord
+from pipeline.results.learning_curve import plot_learning_curve
 from pipeline.results.record import ResultRecord
 from pipeline.results.times import TimesRecord
 
@@ -20,6 +21,8 @@ def write_document(folder: Path) -> Path:
     """Write `results.md` beside the folder of records. Returns its path."""
     records = {name: _read(ResultRecord, folder / f"{name}.json") for name in RECORDS}
     facts = {name: _facts(folder / f"{name}.json") for name in FACTS}
+    if records["labels"]:
+        (folder / "labels.png").write_bytes(plot_learning_curve(records["labels"].rows))
     others = {
         "times": _read(TimesRecord, folder / "times.json"),
         "influence": _read(InfluenceRecord, folder / "influence.json"),

@@ -83,6 +83,15 @@ class Experiment:
         return replace(self, cells=tuple(chosen))
 
     @property
+    def systems(self) -> tuple[str, ...]:
+        """What is trained, in the order of tables; a system's control behind it."""
+        return tuple(
+            name
+            for system in dict.fromkeys(cell.system for cell in self.cells)
+            for name in (system, *([f"{system}{OTHERS_FEATURES}"] if system in self.controls else []))
+        )
+
+    @property
     def labels(self) -> dict[tuple[str, int], str]:
         """Under what an evaluation knows each system and seed, those with others' features too."""
         own = {(cell.system, cell.seed): cell.label for cell in self.cells}

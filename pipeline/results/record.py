@@ -184,6 +184,12 @@ class ResultRecord(Config):
             }
         )
 
+    def in_order(self, models: Sequence[str]) -> "ResultRecord":
+        """With its rows in the order of these models, set by set; of others as they came, behind them."""
+        places = {model: place for place, model in enumerate(models)}
+        rows = sorted(self.rows, key=lambda row: places.get(row.model, len(places)))
+        return self.model_copy(update={"rows": tuple(rows)})
+
     def require_same(self, recipe: Recipe, *, path: Path, steps: int | None) -> None:
         """Refuse to stand beside rows of another recipe or length.
 

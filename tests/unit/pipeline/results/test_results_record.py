@@ -54,6 +54,12 @@ def test_a_seed_more_leaves_the_others_and_the_note(recipe: Recipe) -> None:
     assert joined.seeds == 3
 
 
+def test_rows_stand_in_the_order_of_the_experiment(recipe: Recipe) -> None:
+    one = record(recipe, row("noise-map", None), row("znet", 2), row("ldznet", 1), row("znet", 1))
+    ordered = keys(one.in_order(("ldznet", "znet")))
+    assert ordered == [("ldznet", 1), ("znet", 2), ("znet", 1), ("noise-map", None)]
+
+
 def test_a_row_with_other_scores_takes_the_note_away(recipe: Recipe, tmp_path: Path) -> None:
     earlier = record(recipe, row("znet", 1), row("znet", 2), note="As the paper says.")
     earlier.save(tmp_path)
