@@ -25,9 +25,16 @@ def require_adaptable(recipe_file: Path, overrides: Sequence[str]) -> None:
     from ldznet.errors import UserError
     from pipeline.recipe_file import load_recipe
     from pipeline.results.masks_sheet import require_examples
+    from pipeline.results.record import PROTOCOL
 
     recipe = load_recipe(recipe_file, overrides)
     require_examples(recipe)
+    if PROTOCOL not in recipe.evaluate.protocols:
+        raise UserError(f"the results are by the protocol {PROTOCOL}: leave it in evaluate.protocols")
+    if not recipe.network.starts_trained:
+        raise UserError(
+            f"network.init_from={recipe.network.init_from}: the results show a trained network before and after"
+        )
     lacking = [name for name in (_FOREIGN, _HIDDEN) if name not in recipe.scored_sets]
     if lacking:
         raise UserError(f"the results show scores on {' and '.join(lacking)}: leave it in evaluate.sets")
@@ -49,27 +56,30 @@ def adapt(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Pa
     from pipeline.recipe_file import load_recipe
     from pipeline.results.differences import differences_between
     from pipeline.results.masks_sheet import masks_sheet
-    from pipeline.results.record import ResultRecord, ResultRow
-    from pipeline.results.union_masks import write_union_masks
+    from pipeline.results.record import PROTOCOL, ResultRecord, ResultRow
 
     recipe = load_recipe(recipe_file, overrides)
     minutes = prepared(recipe)
     folder = minutes.of("train", partial(train, recipe))
-    union = write_union_masks(recipe, _FOREIGN, Path(recipe.output_folder) / "masks" / _EVERYTHING)
-    systems = f"evaluate.models=[{recipe.network.init_from},{folder},{union}]"
-    scored = evaluate(load_recipe(recipe_file, [*overrides, systems]))
-    blind = _score_saliency(load_recipe(recipe_file, [*overrides, *_PHRASE_BLIND]), minutes)
-    before, after = (name for name, set_name in scored.counts if set_name == _HIDDEN)
+    models = f"evaluate.models=[{recipe.network.init_from},{folder}]"
+    scored = evaluate(load_recipe(recipe_file, [*overrides, models]))
+    before, after = dict.fromkeys(row.model for row in scored.results)
+    blind = load_recipe(recipe_file, [*overrides, *_PHRASE_BLIND, f"train.steps={_steps(recipe)}"])
+    everywhere = load_recipe(recipe_file, [*overrides, f"evaluate.sets=[{_FOREIGN},{_HIDDEN}]"])
+    results = [
+        *scored.results,
+        *_score_saliency(blind, minutes).results,
+        *_score_everything_drawn(everywhere).results,
+    ]
     ResultRecord.of(
         recipe,
-        map(ResultRow.of, [*scored.results, *blind.results]),
+        (ResultRow.of(one) for one in results if one.protocol == PROTOCOL),
         name="adapted",
         command=command,
         minutes=minutes.taken,
         differences=[differences_between(scored, (after, before), _FOREIGN)],
     ).save(into)
-    shown = {name: name for name in (before, after)}
-    masks_sheet(scored, set_name=_FOREIGN, models=shown).save(into / "adapted.jpg", quality=88)
+    masks_sheet(scored, set_name=_FOREIGN).save(into / "adapted.jpg", quality=88)
 
 
 def _score_saliency(recipe: "Recipe", minutes: "Minutes") -> "Evaluation":
@@ -83,3 +93,27 @@ def _score_saliency(recipe: "Recipe", minutes: "Minutes") -> "Evaluation":
     place = PlaceInGrid(label=_SALIENCY, title=_SALIENCY, parent_run_id=None, wait_minutes=None)
     folder = minutes.of("train without phrases", partial(train, recipe, place=place))
     return evaluate_models(recipe, [SystemConfig(source=str(folder))])
+
+
+def _score_everything_drawn(recipe: "Recipe") -> "Evaluation":
+    """What a faultless mask of whatever stands out would score."""
+    from pipeline.evaluation.run import evaluate_models
+    from pipeline.recipe import SystemConfig
+    from pipeline.results.union_masks import write_union_masks
+
+    folder = Path(recipe.output_folder) / "masks" / _EVERYTHING
+    for set_name in recipe.scored_sets:
+        write_union_masks(recipe, set_name, folder)
+    return evaluate_models(recipe, [SystemConfig(source=str(folder))])
+
+
+def _steps(recipe: "Recipe") -> int:
+    """Of the training with phrases: those that are all alike merge where their masks do, and make shorter epochs."""
+    from pipeline.object_store.opening import open_store
+    from pipeline.training.cached_sets import required_manifest
+    from pipeline.training.rank_training import make_loader
+
+    store, batch_size = open_store(recipe.cache.url), recipe.train.batch_size
+    manifest = required_manifest(store, recipe, recipe.train_on)
+    loader = make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=True)
+    return recipe.train.total_steps(len(loader))
