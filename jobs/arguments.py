@@ -2,7 +2,11 @@
 
 import argparse
 import re
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+
+from ldznet.errors import UserError
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -11,6 +15,19 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers from 0 on, such as 300,400")
     return tuple(int(part) for part in parts)
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder of `--out`, and see that files can be written there before anything is computed.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written to: {error.strerror or error}") from error
 
 
 def file_names(stem: str, phrases: Sequence[str]) -> list[str]:

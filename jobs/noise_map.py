@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.arguments import file_names, whole_numbers
+from jobs.arguments import file_names, make_writable, whole_numbers
 from jobs.entry import exit_code_of
 from ldznet.builtin_models import DEFAULT_LDM
 from ldznet.errors import DataFault, UserError
@@ -69,11 +69,11 @@ def noise_map(arguments: argparse.Namespace) -> None:
         raise UserError("an empty phrase names nothing: say what to look for, such as 'the red apple'")
     try:
         photo = decode_image(arguments.image.read_bytes())
-        arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror or error}") from error
+        raise UserError(f"the photo {arguments.image} cannot be read: {error.strerror or error}") from error
     except DataFault as fault:
         raise UserError(f"{arguments.image}: {fault}") from fault
+    make_writable(arguments.out)
     if arguments.ldm is None:
         logger.warning("no --ldm: %s, a small one that knows drawn scenes, not photos", DEFAULT_LDM)
     device = "cuda" if torch.cuda.is_available() else "cpu"

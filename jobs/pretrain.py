@@ -75,7 +75,12 @@ def pretrain_on_ray(recipe: "PretrainRecipe", *, until: float | None = None) -> 
             }
             name = f"{recipe.name}-{stage}-{recipe.stage_identity(stage)}"
             outcome = run_ranks(
-                _rank, config=config, train_config=ranks, storage=str(folder / "ray"), name=name
+                _rank,
+                config=config,
+                # One rank encodes: others would only wait, no longer than a collective operation may.
+                train_config=ranks.model_copy(update={"workers": 1}) if stage == "latents" else ranks,
+                storage=str(folder / "ray"),
+                name=name,
             )
             if not outcome.value:
                 return False

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.arguments import file_names, whole_numbers
+from jobs.arguments import file_names, make_writable, whole_numbers
 from jobs.entry import exit_code_of
 from ldznet.builtin_models import DEFAULT_MODEL
 from ldznet.errors import DataFault, UserError
@@ -78,6 +78,7 @@ def segment(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.image}: {fault}") from fault
     if not all(phrase.strip() for phrase in arguments.phrases):
         raise UserError("an empty phrase names nothing: say what to segment, such as 'the red apple'")
+    make_writable(arguments.out)
     if arguments.model is None:
         logger.warning("no --model: %s, a small one that knows drawn scenes, not photos", DEFAULT_MODEL)
     model = resolve_model(arguments.model or DEFAULT_MODEL, tracking_uri=arguments.tracking_uri)
@@ -91,10 +92,6 @@ def segment(arguments: argparse.Namespace) -> None:
         threshold=arguments.threshold,
     )
     seconds = (time.perf_counter() - started) / len(predictions)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {arguments.out} cannot be made: {error.strerror or error}") from error
     names = file_names(arguments.image.stem, arguments.phrases)
     for prediction, name in zip(predictions, names, strict=True):
         _save_mask(arguments.out / f"{name}-mask.png", prediction.mask)

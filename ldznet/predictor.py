@@ -20,7 +20,7 @@ from torch import Tensor
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
 from ldznet.images import decode_image, normalise_image, to_tensor
-from ldznet.ldm_folder import ldm_digest, resolve_ldm
+from ldznet.ldm_folder import Part, ldm_digest, resolve_ldm
 from ldznet.modeling import SegmentationNetwork, network_from_pretrained
 from ldznet.prediction_config import PredictionConfig, Resize
 from ldznet.prompts import fill
@@ -80,6 +80,7 @@ class Predictor:
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             dtype=torch.bfloat16 if config.compute_dtype == "bf16" else torch.float32,
             last_block=max(network.blocks, default=1),
+            components=_parts_for(network),
         )
         return cls(network=network, ldm=frozen, config=config)
 
@@ -109,7 +110,8 @@ class Predictor:
         pixels = to_tensor(photo.resize((width, height), filter_)).unsqueeze(0)  # 3,H,W -> 1,3,H,W
         self._pixels, self._latents = pixels.to(self._ldm.device), {}
         self._photo_size = (photo.height, photo.width)
-        self._encoded(self._config.seed)
+        if self._sees_latents:
+            self._encoded(self._config.seed)
 
     @torch.inference_mode()
     def predict(
@@ -142,6 +144,8 @@ class Predictor:
         draws = list(product(timesteps or (self._config.timestep,), seeds or (self._config.seed,)))
         if not self._network.blocks:  # no noised photo is looked at, so timesteps make no difference
             draws = [(self._config.timestep, seed) for seed in seeds or (self._config.seed,)]
+        if not self._sees_latents:  # nothing is drawn at all
+            draws = draws[:1]
         predictions = []
         for phrase, logits in zip(phrases, self._averaged_logits(phrases, draws), strict=True):
             probability = self._at_photo_size(logits)
@@ -169,9 +173,11 @@ class Predictor:
     def _logits(self, context: Tensor, draws: Sequence[tuple[int, int]]) -> Tensor:
         """One pass a row: `B,77,D` and B draws -> `B,1,H,W`."""
         assert self._pixels is not None
-        latents = torch.cat([self._encoded(seed) for _, seed in draws])  # B,4,h,w
+        latents: Tensor | None = None
         features: dict[int, Tensor] = {}
-        if self._network.blocks:
+        if self._sees_latents:
+            latents = torch.cat([self._encoded(seed) for _, seed in draws])  # B,4,h,w
+        if latents is not None and self._network.blocks:
             timesteps = torch.tensor([timestep for timestep, _ in draws], device=latents.device)
             noise = torch.cat([self._noise(seed, (1, *latents.shape[1:]), offset=1) for _, seed in draws])
             noisy = self._ldm.add_noise(latents, noise, timesteps)
@@ -182,6 +188,10 @@ class Predictor:
             features={block: tensor.float() for block, tensor in features.items()},
             images=self._pixels.expand(len(draws), -1, -1, -1),
         )
+
+    @property
+    def _sees_latents(self) -> bool:
+        return "latents" in self._network.inputs
 
     def _encoded(self, seed: int) -> Tensor:
         """The photo's latents, `1,4,h,w`, drawn with a seed: once a photo."""
@@ -220,6 +230,16 @@ def network_size(width: int, height: int, *, size: int, resize: Resize) -> tuple
     floored = (int(side * scale) // 64 * 64 for side in (width, height))
     new_width, new_height = (max(64, side) for side in floored)
     return new_width, new_height
+
+
+def _parts_for(network: SegmentationNetwork) -> tuple[Part, ...]:
+    """What of the frozen LDM a network's predictions take; the rest need not be loaded."""
+    asked: dict[Part, bool] = {
+        "unet": bool(network.blocks),
+        "vae": "latents" in network.inputs,
+        "text_encoder": True,
+    }
+    return tuple(part for part, needed in asked.items() if needed)
 
 
 def _photo(image: Image.Image | bytes | str | Path) -> Image.Image:

@@ -1,5 +1,6 @@
 """Models that come with the package: put under `ldznet/weights/` as fp16, small enough for a repository."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ldznet.modeling.pretrained import CONFIG_FILE, save_network
 from ldznet.prediction_config import FILE_NAME as PREDICTION_FILE
 from ldznet.prediction_config import PredictionConfig
 from pipeline.models.folder import CARD
+
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 def ship_model(folder: Path, *, name: str, weights: Path = WEIGHTS) -> Path:
@@ -31,17 +34,23 @@ def ship_model(folder: Path, *, name: str, weights: Path = WEIGHTS) -> Path:
         The model's place.
 
     Raises:
-        UserError: the folder is neither, or its network was trained on an LDM that does not come with the package.
+        UserError: the folder is neither, or its network was trained on an LDM that does not come with the package;
+            or the name is none.
     """
-    place = weights / name
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} is no name for a model: letters, digits, '-', '_' and '.', such as scenes-128"
+        )
+    place, partial = weights / name, weights / f".{name}.partial"
+    if place.exists() and place.samefile(folder):
+        raise UserError(f"{folder} is builtin:{name} itself: there is nothing to ship")
+    shutil.rmtree(partial, ignore_errors=True)
     if (folder / "model_index.json").is_file():
         check_ldm_folder(folder)
-        card = (place / CARD).read_bytes() if (place / CARD).is_file() else None
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(folder, place)
-        if card is not None:
-            (place / CARD).write_bytes(card)
-        return place
+        shutil.copytree(folder, partial)
+        if (place / CARD).is_file():
+            shutil.copy(place / CARD, partial / CARD)
+        return _put(partial, place)
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"{folder} holds neither a frozen LDM (model_index.json) nor a network ({CONFIG_FILE})"
@@ -50,14 +59,19 @@ def ship_model(folder: Path, *, name: str, weights: Path = WEIGHTS) -> Path:
     if source is None or not source.startswith("builtin:"):
         raise UserError(f"{folder} was trained on {source}: whoever has the package alone could not use it")
     network = network_from_pretrained(folder)
-    shutil.rmtree(place, ignore_errors=True)
     save_network(
-        place, network.config, {name: _half(tensor) for name, tensor in network.state_dict().items()}
+        partial, network.config, {name: _half(tensor) for name, tensor in network.state_dict().items()}
     )
     for extra in (PREDICTION_FILE, CARD):
         if (folder / extra).is_file():
-            shutil.copy(folder / extra, place / extra)
-    return place
+            shutil.copy(folder / extra, partial / extra)
+    return _put(partial, place)
+
+
+def _put(made: Path, place: Path) -> Path:
+    """Put what was made beside its place there, whole."""
+    shutil.rmtree(place, ignore_errors=True)
+    return made.rename(place)
 
 
 def _half(tensor: Tensor) -> Tensor:

@@ -87,10 +87,18 @@ def fill_latents(
     done = rows_done(folder, identity=identity, scenes=scenes)
     folder.mkdir(parents=True, exist_ok=True)
     moments, tokens = (
-        _array(folder / name, shape, kind)
+        _array(folder / name, shape, kind, anew=not done)
         for (name, shape), kind in zip(shapes.items(), (np.float16, np.int32), strict=True)
     )
     flushed = done
+
+    def flush() -> None:
+        nonlocal flushed
+        moments.flush()
+        tokens.flush()
+        _write_facts(folder, {"identity": identity, "rows": done})
+        flushed = done
+
     numbers = (range(first, min(first + batch_size, scenes)) for first in range(done, scenes, batch_size))
     for batch in stream.batches(numbers):
         if not go_on(done):
@@ -100,11 +108,10 @@ def fill_latents(
         flat = [caption for captions in batch.captions for caption in captions]
         tokens[rows] = tokenize(flat).view(len(batch.images), stream.captions, -1).numpy()
         done = rows.stop
-        if done - flushed >= _ROWS_A_FLUSH or done == scenes:
-            moments.flush()
-            tokens.flush()
-            _write_facts(folder, {"identity": identity, "rows": done})
-            flushed = done
+        if done - flushed >= _ROWS_A_FLUSH:
+            flush()
+    if done > flushed:  # all rows, or those of a run that is to stop
+        flush()
     return read_latents(folder) if done == scenes else None
 
 
@@ -196,8 +203,8 @@ def rows_done(folder: Path, *, identity: str, scenes: int) -> int:
     return int(found["rows"])
 
 
-def _array(path: Path, shape: tuple[int, ...], kind: type) -> Any:
-    if path.is_file():
+def _array(path: Path, shape: tuple[int, ...], kind: type, *, anew: bool) -> Any:
+    if not anew:
         return np.lib.format.open_memmap(path, mode="r+")
     return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=shape)
 

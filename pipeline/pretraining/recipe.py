@@ -125,6 +125,7 @@ class PretrainRecipe(Config):
         """Digest of all that a stage's result depends on but its length."""
         parts: list[object] = [
             self.data_identity(),
+            self.tokenizer_scenes,  # the tokenizer is made before the first stage
             self.networks.model_dump(mode="json"),
             self.autoencoder.identity(),
         ]

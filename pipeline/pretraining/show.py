@@ -170,5 +170,4 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def _shown_splits(recipe: PretrainRecipe) -> list[Split]:
-    absent = () if recipe.scenes.held_out_nouns else ("held_out",)
-    return [split for split in _SPLITS if split not in absent]
+    return [split for split in _SPLITS if recipe.scenes.can_show(split)]

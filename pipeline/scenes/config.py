@@ -66,19 +66,27 @@ class ScenesConfig(Config):
         if shared:
             raise ValueError(f"style {min(shared)!r} is both seen and foreign: take it out of one of the two")
         counts = self.counts
-        if not self.foreign_styles and counts.foreign + counts.foreign_train + counts.foreign_val:
+        if not self.can_show("foreign") and counts.foreign + counts.foreign_train + counts.foreign_val:
             raise ValueError("foreign scenes need at least one foreign style")
         if self.min_objects > self.max_objects or self.min_scale > self.max_scale:
             raise ValueError("min_objects and min_scale must not exceed max_objects and max_scale")
-        if counts.held_out and self.held_out_nouns < max(2, self.max_objects):
-            raise ValueError(
-                f"counts.held_out needs held_out_nouns of {max(2, self.max_objects)} or more, to fill a scene"
-            )
+        if counts.held_out and not self.can_show("held_out"):
+            least = self._fewest_held_out_nouns
+            raise ValueError(f"counts.held_out needs held_out_nouns of {least} or more, to fill a scene")
         if self.nouns is not None and self.nouns - self.held_out_nouns < 8:
             raise ValueError("nouns must leave 8 or more beside held_out_nouns")
         if not self.phrase_kinds:
             raise ValueError("phrase_kinds: name at least one")
         return self
+
+    @property
+    def _fewest_held_out_nouns(self) -> int:
+        return max(2, self.max_objects)
+
+    def can_show(self, split: Split) -> bool:
+        """Whether there are styles and nouns for scenes of a split."""
+        enough = split != "held_out" or self.held_out_nouns >= self._fewest_held_out_nouns
+        return enough and bool(self.styles_of(split))
 
     def styles_of(self, split: Split) -> tuple[str, ...]:
         """The drawing styles that a split may show."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from ldznet.errors import UserError
 from pipeline.scenes.backgrounds import draw_background
 from pipeline.scenes.clipart import SIZES, sprite
 from pipeline.scenes.config import SPLITS, ScenesConfig, Split, holds_out_photos
@@ -156,6 +157,9 @@ def compose_scene(config: ScenesConfig, *, split: Split, index: int) -> Scene:
         config: The data set.
         split: Its split, which decides styles, nouns and photos.
         index: 0 or more; not bound by `config.counts`, so that a trainer may draw for ever.
+
+    Raises:
+        UserError: what is asked for cannot be composed, such as phrases that none of its scenes allows.
     """
     for attempt in range(_ATTEMPTS):
         rng = np.random.default_rng([config.seed, SPLITS.index(split), index, attempt])
@@ -178,4 +182,8 @@ def compose_scene(config: ScenesConfig, *, split: Split, index: int) -> Scene:
             caption=caption_scene(rng, objects, background.words),
             style=layout[0].style,
         )
-    raise AssertionError(f"no scene for {split} {index} in {_ATTEMPTS} attempts: {config!r}")
+    raise UserError(
+        f"scenes: no scene of the split {split} came out right in {_ATTEMPTS} attempts: ask for fewer objects "
+        f"(min_objects={config.min_objects}), more kinds of phrases (phrase_kinds={','.join(config.phrase_kinds)}), "
+        f"or less of each to be seen (min_visible={config.min_visible:g}, min_area={config.min_area:g})"
+    )

@@ -59,9 +59,13 @@ def write_scenes(
         progress: Called with the scenes done and the scenes in all.
 
     Raises:
-        UserError: The folder holds something else, or scenes of another configuration.
+        UserError: The folder holds something else, or scenes of another configuration; or none can be composed.
     """
-    divide_nouns(limit=config.nouns, held_out=config.held_out_nouns)  # refuses before anything is written
+    # What is refused is refused before anything is written.
+    divide_nouns(limit=config.nouns, held_out=config.held_out_nouns)
+    for split in SPLITS:
+        if config.counts.of(split):
+            compose_scene(config, split=split, index=0)
     described = describe_scenes(config)
     _claim(folder, described)
     marker = folder / MARKER

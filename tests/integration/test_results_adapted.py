@@ -45,6 +45,8 @@ def test_the_network_is_scored_before_and_after_beside_its_controls(tmp_path: Pa
     }
     assert len(record.rows) == len(found)  # one protocol's
     assert {row.model for row in record.rows if row.plain_masks} == {"everything-drawn"}
-    assert [(row.first, row.second) for row in record.differences] == [("ldznet-adapted", "scenes-128-ldznet")]
+    assert [(row.first, row.second) for row in record.differences] == [
+        ("ldznet-adapted", "scenes-128-ldznet")
+    ]
     assert set(record.minutes) >= {"train", "train without phrases"}
     assert (tmp_path / "docs" / "adapted.jpg").is_file()

@@ -80,7 +80,8 @@ def test_options_change_the_prediction(model: Path, photo: Path, tmp_path: Path)
         ({"ldm": "other"}, "is another LDM than the one"),
         ({"threshold": "1.5"}, "--threshold 1.5 lies outside"),
         ({"timesteps": "300,1000"}, "timestep 1000 is out of range"),
-        ({"out": "text.jpg"}, "--out text.jpg cannot be made"),
+        ({"out": "text.jpg"}, "--out text.jpg cannot be written to"),
+        ({"out": "/proc"}, "--out /proc cannot be written to"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -209,6 +209,29 @@ def test_a_znet_ignores_timesteps(miniature_ldm: Path, tmp_path: Path, photo: Im
     np.testing.assert_array_equal(one, predictor.predict(PHRASES[:1])[0].probability)
 
 
+def test_an_rgbnet_takes_no_latents(
+    miniature_ldm: Path, tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_pretrained(make_model(tmp_path / "rgbnet", miniature_ldm, kind="rgbnet"))
+    monkeypatch.delattr(type(predictor._ldm), "encode_images")
+    predictor.set_image(photo)
+    one = predictor.predict(PHRASES[:2])
+    assert not np.array_equal(one[0].probability, one[1].probability)
+    several = predictor.predict(PHRASES[:2], timesteps=(100, 900), seeds=(1, 2))
+    np.testing.assert_array_equal(one[0].probability, several[0].probability)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [("ldznet", {"unet", "vae"}), ("znet", {"vae"}), ("rgbnet", set())],
+)
+def test_what_a_network_does_not_see_is_not_loaded(
+    kind: str, parts: set[str], miniature_ldm: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor.from_pretrained(make_model(tmp_path / kind, miniature_ldm, kind=kind))
+    assert {name for name in ("unet", "vae") if getattr(predictor._ldm, name) is not None} == parts
+
+
 def test_mistakes_are_told(model: Path, miniature_ldm: Path, tmp_path: Path, photo: Image.Image) -> None:
     predictor = Predictor.from_pretrained(model, device="cpu")
     with pytest.raises(UserError, match=r"set_image\(photo\) comes before"):

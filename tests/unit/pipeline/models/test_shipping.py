@@ -73,3 +73,16 @@ def test_what_others_could_not_use_is_refused(miniature_ldm: Path, weights: Path
     with pytest.raises(UserError, match="neither a frozen LDM"):
         ship_model(tmp_path, name="nothing", weights=weights)
     assert not weights.exists()
+
+
+def test_shipping_a_model_onto_itself_or_out_of_the_folder_loses_nothing(
+    miniature_ldm: Path, weights: Path
+) -> None:
+    place = ship_model(miniature_ldm, name="tiny", weights=weights)
+    before = sorted(path for path in weights.rglob("*"))
+    with pytest.raises(UserError, match="is builtin:tiny itself"):
+        ship_model(place, name="tiny", weights=weights)
+    for name in ("", "..", ".", "a/b", "../tiny"):
+        with pytest.raises(UserError, match="no name for a model"):
+            ship_model(miniature_ldm, name=name, weights=weights)
+    assert sorted(path for path in weights.rglob("*")) == before

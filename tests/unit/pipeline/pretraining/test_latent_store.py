@@ -6,7 +6,13 @@ import torch
 
 from ldznet.errors import UserError
 from pipeline.pretraining.autoencoder_batches import images_tensor
-from pipeline.pretraining.latent_store import LatentBatches, LatentStore, fill_latents, read_latents
+from pipeline.pretraining.latent_store import (
+    LatentBatches,
+    LatentStore,
+    fill_latents,
+    read_latents,
+    rows_done,
+)
 from pipeline.pretraining.scene_stream import SceneStream, compose_batch
 from pipeline.scenes.config import ScenesConfig
 
@@ -59,6 +65,18 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatc
     composed.clear()
     fill(tmp_path / "parts", go_on=lambda done: composed.append(done) or True)
     assert composed == []
+
+
+def test_a_run_that_is_told_to_stop_keeps_what_it_did(tmp_path):
+    assert fill(tmp_path / "latents", go_on=lambda done: done < 9) is None
+    assert (
+        rows_done(tmp_path / "latents", identity="x", scenes=20) == 16
+    )  # far fewer than are flushed at once
+
+
+def test_arrays_without_a_finished_row_are_begun_anew(tmp_path):
+    assert fill(tmp_path / "latents", go_on=lambda _: False) is None
+    assert fill(tmp_path / "latents", scenes=24).moments.shape[0] == 24
 
 
 def test_rows_of_something_else_are_not_gone_on_with(tmp_path):

@@ -135,3 +135,18 @@ def test_digest_changes_with_what_decides_the_scenes():
         for config in (CONFIG, CONFIG.model_copy(update={"seed": 1}), CONFIG.model_copy(update={"size": 80}))
     }
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"phrase_kinds": ("group",), "min_objects": 1, "max_objects": 1},
+        {"phrase_kinds": ("size",), "repeat": 0},
+        {"min_objects": 8, "max_objects": 8, "min_scale": 0.9, "max_scale": 1},
+    ],
+)
+def test_scenes_that_cannot_be_are_refused_before_the_folder_is_claimed(tmp_path, asked):
+    config = ScenesConfig(size=64, photos=0, counts=SceneCounts(train=3, val=0, test=0, foreign=0), **asked)
+    with pytest.raises(UserError, match="no scene of the split train came out right"):
+        write_scenes(tmp_path / "data", config)
+    assert not (tmp_path / "data").exists()
