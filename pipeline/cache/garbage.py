@@ -12,6 +12,7 @@ from pipeline.cache.inventory import read_spec
 from pipeline.cache.lease import LEASE_PREFIX, LeaseState, family
 from pipeline.cache.manifest import Manifest, read_answer, read_manifest
 from pipeline.cache.receipt import read_receipt
+from pipeline.cache.sealed import BrokenSealError
 from pipeline.object_store.faults import UnavailableObjectError
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
@@ -205,7 +206,7 @@ class _Search:
         for key, info in self._held["request"].items():
             try:
                 answer = read_answer(self._store, key)
-            except (KeyError, ValueError):  # gone since, or damaged, which `verify` tells
+            except (KeyError, BrokenSealError):  # gone since, or damaged, which `verify` tells
                 continue
             manifest = layout.manifest_key(answer.cache_key, answer.manifest_id)
             dropped = manifest in self._dropped

@@ -13,6 +13,7 @@ from pipeline.cache.cache_keys import list_cache_keys
 from pipeline.cache.committed_shard import ShardReference
 from pipeline.cache.manifest import Manifest, RequestAnswer, list_manifests, read_answer, read_left_out
 from pipeline.cache.receipt import Environment
+from pipeline.cache.sealed import BrokenSealError
 from pipeline.cache.spec import CacheSpec
 from pipeline.object_store.store import ObjectStore
 
@@ -206,7 +207,7 @@ def _answers(store: ObjectStore) -> Iterator[RequestAnswer]:
             yield read_answer(store, info.key)
         except KeyError:
             continue
-        except ValueError as error:
+        except BrokenSealError as error:
             raise UserError(f"{store.url}/{info.key} is damaged: remove it") from error
 
 

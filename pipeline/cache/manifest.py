@@ -14,7 +14,7 @@ from pipeline.cache import layout
 from pipeline.cache.committed_shard import CommittedShard, ShardReference
 from pipeline.cache.index import INDEX_DTYPE, Index, empty_rows, join_rows
 from pipeline.cache.receipt import Environment, LeftOut
-from pipeline.cache.sealed import seal, unseal
+from pipeline.cache.sealed import BrokenSealError, DamagedDocumentError, seal, unseal
 from pipeline.cache.spec import CacheSpec, canonical_json
 from pipeline.object_store.faults import ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
@@ -190,6 +190,8 @@ def list_specs(store: ObjectStore) -> Iterator[CacheSpec]:
     for info in store.list(layout.SPEC_PREFIX):
         try:
             spec = CacheSpec.model_validate_json(store.get(info.key, at_most=_LARGEST_DOCUMENT))
+        except UserError:  # the store refuses; it is a ValueError too
+            raise
         except (KeyError, ValueError):  # gone since, or of another version
             continue
         if layout.spec_key(spec.key) == info.key:
@@ -202,17 +204,17 @@ def _read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> M
         manifest = unseal(Manifest, store.get(key, at_most=_LARGEST_MANIFEST))
     except KeyError:
         return None
-    except ValueError as error:
-        raise UserError(
+    except BrokenSealError as error:
+        raise DamagedDocumentError(
             f"{store.url}/{key} is not a manifest that this version reads: {error}; "
             "`ldznet precompute RECIPE --repair` with the recipe that it answers writes it anew"
         ) from error
     if (manifest.manifest_id, manifest.cache_key) != (manifest_id, cache_key):
-        raise UserError(f"{store.url}/{key} is the manifest of something else: remove it")
+        raise DamagedDocumentError(f"{store.url}/{key} is the manifest of something else: remove it")
     own = layout.manifest_prefix(cache_key)
     for name in manifest.object_keys:
         if not layout.is_shard_key(name) and not (name.startswith(own) and "/" not in name.removeprefix(own)):
-            raise UserError(
+            raise DamagedDocumentError(
                 f"the manifest {store.url}/{key} names {name!r}, which is no part of a cache: not reading it"
             )
     return manifest
@@ -312,18 +314,18 @@ def find_answer(store: ObjectStore, request_digest: str) -> RequestAnswer | None
         return read_answer(store, key)
     except KeyError:
         return None
-    except ValueError as error:
-        raise UserError(
+    except BrokenSealError as error:
+        raise DamagedDocumentError(
             f"{store.url}/{key} is damaged: remove it and run `ldznet precompute` again"
         ) from error
 
 
 def read_answer(store: ObjectStore, key: str) -> RequestAnswer:
-    """What lies under a request's key. `KeyError` where nothing does, `ValueError` where it is damaged."""
+    """What lies under a request's key. `KeyError` where nothing does, `BrokenSealError` where it is damaged."""
     try:
         return unseal(RequestAnswer, store.get(key, at_most=_LARGEST_DOCUMENT))
     except ObjectTooLargeError as error:
-        raise ValueError(str(error)) from error
+        raise BrokenSealError(str(error)) from error
 
 
 def find_manifest(store: ObjectStore, request_digest: str) -> Manifest | None:

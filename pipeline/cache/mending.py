@@ -20,7 +20,7 @@ from pipeline.cache.manifest import (
     write_manifest,
 )
 from pipeline.cache.receipt import Receipt, SampleSpan, read_receipt, read_receipts
-from pipeline.cache.sealed import seal
+from pipeline.cache.sealed import BrokenSealError, seal
 from pipeline.cache.shard_check import is_sound
 from pipeline.object_store.faults import UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
@@ -198,7 +198,7 @@ def _redirect(store: ObjectStore, old: Manifest, new: Manifest) -> None:
     for info in store.list(layout.REQUEST_PREFIX):
         try:
             answer = read_answer(store, info.key)
-        except (KeyError, ValueError):  # gone since, or damaged, which `verify` tells
+        except (KeyError, BrokenSealError):  # gone since, or damaged, which `verify` tells
             continue
         if (answer.cache_key, answer.manifest_id) == (old.cache_key, old.manifest_id):
             digest = info.key.removeprefix(layout.REQUEST_PREFIX).removesuffix(".json")

@@ -8,7 +8,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ldznet.config import Config
 from pipeline.cache import layout
-from pipeline.cache.sealed import seal, unseal
+from pipeline.cache.sealed import BrokenSealError, seal, unseal
 from pipeline.object_store.store import ObjectStore
 
 _LARGEST: Final = 2**28  # bytes; a hundred and some a sample
@@ -89,7 +89,7 @@ def read_receipt(store: ObjectStore, *, cache_key: str, shard_id: str) -> Receip
         return None
     try:
         receipt = unseal(Receipt, body)
-    except ValueError as error:
+    except BrokenSealError as error:
         raise OSError(f"the receipt {store.url}/{key} is damaged: {error}") from error
     if receipt.shard_id != shard_id:
         raise OSError(f"the receipt {store.url}/{key} speaks of another shard, {receipt.shard_id}")

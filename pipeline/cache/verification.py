@@ -16,6 +16,7 @@ from pipeline.cache.cache_keys import list_cache_keys
 from pipeline.cache.index import INDEX_DTYPE, Index
 from pipeline.cache.inventory import list_manifest_ids, read_spec
 from pipeline.cache.manifest import Manifest, Part, read_answer, read_manifest, read_part_of
+from pipeline.cache.sealed import BrokenSealError
 from pipeline.cache.shard_check import Fault, ShardChecked, ShardToCheck, check_shard, rows_digest
 from pipeline.object_store.faults import ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
@@ -240,7 +241,7 @@ def _check_requests(store: ObjectStore, cache_key: str | None, faults: list[Faul
             answer = read_answer(store, info.key)
         except KeyError:
             continue
-        except ValueError as error:
+        except BrokenSealError as error:
             faults.append(Fault(object_key=info.key, what="damaged", detail=str(error)))
             continue
         if cache_key not in {None, answer.cache_key}:

@@ -20,6 +20,7 @@ from pipeline.cache.member_table import key_numbers
 from pipeline.cache.mending import renew_manifest
 from pipeline.cache.plan import PlannedShard, shard_id
 from pipeline.cache.relation import relate
+from pipeline.cache.sealed import DamagedDocumentError
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.verification import verify_manifest
 from pipeline.object_store.store import ObjectStore
@@ -77,13 +78,13 @@ def _readable_manifest(recipe: Recipe, listed: ListedSet, *, store: ObjectStore)
     request = recipe.request_digest(listed.set_name)
     try:
         answer = find_answer(store, request)
-    except UserError as error:
+    except DamagedDocumentError as error:
         logger.warning("%s", error)
         store.delete(layout.request_key(request))
         return None
     try:
         return find_manifest(store, request)
-    except UserError as error:
+    except DamagedDocumentError as error:
         assert answer is not None, "a manifest was found through it"
         logger.warning("%s", error)
         store.delete(layout.request_key(request))

@@ -13,19 +13,22 @@ from ldznet.errors import UserError
 from pipeline.cache import layout
 from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.index import member_key
+from pipeline.cache.inventory import describe
 from pipeline.cache.manifest import (
     Manifest,
     RequestAnswer,
     answer_request,
     committed_shards,
     find_manifest,
+    list_specs,
     read_index,
     read_left_out,
     read_manifest,
     write_manifest,
 )
 from pipeline.cache.receipt import LeftOut, Receipt
-from pipeline.cache.sealed import seal, unseal
+from pipeline.cache.sealed import DamagedDocumentError, seal, unseal
+from pipeline.cache.verification import verify
 from pipeline.object_store.opening import open_store
 from pipeline.object_store.store import ObjectStore
 
@@ -203,3 +206,26 @@ def test_a_damaged_part_of_an_interrupted_run_is_written_again(store: ObjectStor
     store.put(manifest.index.key, b"x" * 80)
     assert manifest_of(store, *receipts) == manifest
     assert len(read_index(store, manifest)) == 2
+
+
+def test_a_store_that_refuses_is_not_told_as_damage(
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
+    answer_request(store, "asked", manifest)
+
+    def refuse(*_: object, **__: object) -> bytes:
+        raise UserError("the store refuses: wrong credentials")
+
+    monkeypatch.setattr(type(store), "get", refuse)
+    reads = (
+        lambda: find_manifest(store, "asked"),
+        lambda: read(store, manifest),
+        lambda: list(list_specs(store)),
+        lambda: describe(store, manifest.cache_key),
+        lambda: verify(store),
+    )
+    for one in reads:
+        with pytest.raises(UserError, match="wrong credentials") as told:
+            one()
+        assert not isinstance(told.value, DamagedDocumentError)

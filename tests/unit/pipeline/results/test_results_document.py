@@ -132,7 +132,7 @@ def test_what_moves_a_mask_is_told_block_by_block(tmp_path: Path) -> None:
         json.dumps({**ORIGIN, **facts, "blocks": blocks, "note": "Little."})
     )
     text = write_document(folder).read_text()
-    assert "`builtin:one`, 12 phrases of `test`" in text
+    assert "`builtin:one` on 12 phrases of `test`" in text
     assert "\nLittle.\n\n| block |" in text
     assert "| 4 | 8 x 8 | 41.00 |  |\n| 6 | 4 x 4 | 0.03 | 0.21 |\n" in text
 
