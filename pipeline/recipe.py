@@ -198,7 +198,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _validates_soundly(self) -> Self:
-        if self.validate_on is not None and self.sets[self.validate_on].split.startswith("test"):
+        if self.validate_on is not None and self._real_split(self.validate_on).startswith("test"):
             raise ValueError(
                 f"validate_on={self.validate_on} is of the test split, which only measures: name a set of val, or null"
             )
@@ -271,9 +271,14 @@ class Recipe(Config):
             return False
         splits = set()
         for name in (self.train_on, self.validate_on):
-            data, split = self.data_of(name), self.set_named(name).split
-            splits.add((data.format, data.root, data.refer, data.splits.get(split, split)))
+            data = self.data_of(name)
+            splits.add((data.format, data.root, data.refer, self._real_split(name)))
         return len(splits) == 1
+
+    def _real_split(self, set_name: str) -> str:
+        """The data set's own name of a set's split."""
+        split = self.set_named(set_name).split
+        return self.data_of(set_name).splits.get(split, split)
 
     def cache_spec(self, set_name: str, *, ldm_digest: str) -> CacheSpec:
         """The numeric specification of a set's features."""

@@ -1,6 +1,7 @@
 """Digests of a data set's objects, remembered by size and ETag so that a second run reads nothing."""
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,12 +13,19 @@ from ldznet.errors import UserError
 from pipeline.datasets.sample import MAX_OBJECT_BYTES, Sample
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
+logger = logging.getLogger(__name__)
+
 MISSING = "missing"
 TOO_LARGE = "too large"
 _AHEAD = 4096  # samples
 _LIST_FROM = 256  # objects of one folder: from so many on, one listing is cheaper than a look at each
 _SESSION = 65_536  # digests held in memory
 _AT_ONCE = 16  # objects read
+
+
+def absent(why: str, key: str) -> str:
+    """In place of the digest of an object that has no content: others that lack it too are not the same."""
+    return f"{why}:{key}"
 
 
 def memory_path() -> Path:
@@ -41,7 +49,7 @@ class ContentDigests:
         self._memory = self._connect()
 
     def __call__(self, key: str) -> str:
-        """The digest of one object. An object that is not there has the digest `missing`, and is quarantined later."""
+        """The digest of one object. One that is not there has `missing:KEY`, and is quarantined later."""
         if key not in self._session:
             self._learn([key])
         return self._session[key]
@@ -59,8 +67,11 @@ class ContentDigests:
     def save(self) -> None:
         """Remember what was learnt. Losing this file costs time, nothing else."""
         rows = [(self._store.url, key, *value) for key, value in self._new.items()]
-        with self._memory:
-            self._memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+        try:
+            with self._memory:
+                self._memory.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            logger.warning("digests of the data set are not remembered in %s: %s", self._path, error)
         self._new.clear()
 
     def _learn(self, keys: Sequence[str]) -> None:
@@ -70,9 +81,9 @@ class ContentDigests:
         for key in keys:
             info, known = found.get(key), remembered.get(key)
             if info is None:
-                self._session[key] = MISSING
+                self._session[key] = absent(MISSING, key)
             elif info.size > MAX_OBJECT_BYTES:  # no image or mask: not read, and quarantined later
-                self._session[key] = TOO_LARGE
+                self._session[key] = absent(TOO_LARGE, key)
             elif known is not None and known[:2] == (info.size, info.etag):
                 self._session[key] = known[2]
             else:
@@ -86,7 +97,7 @@ class ContentDigests:
     def _note(self, infos: Iterable[ObjectInfo], digests: Iterable[str]) -> None:
         for info, digest in zip(infos, digests, strict=True):
             self._session[info.key] = digest
-            if digest != MISSING:
+            if digest != absent(MISSING, info.key):
                 self._new[info.key] = (info.size, info.etag, digest)
             if len(self._new) > _SESSION:
                 self.save()
@@ -95,16 +106,20 @@ class ContentDigests:
         try:
             return hashlib.sha256(self._store.get(info.key)).hexdigest()
         except KeyError:  # deleted since it was listed
-            return MISSING
+            return absent(MISSING, info.key)
 
     def _remembered(self, keys: Sequence[str]) -> dict[str, tuple[int, str, str]]:
         known: dict[str, tuple[int, str, str]] = {}
         for part in _parts(keys):
             marks = ",".join("?" * len(part))
-            rows = self._memory.execute(
-                f"SELECT key, size, etag, digest FROM digests WHERE store = ? AND key IN ({marks})",  # noqa: S608 - marks alone
-                (self._store.url, *part),
-            )
+            try:
+                rows = self._memory.execute(
+                    f"SELECT key, size, etag, digest FROM digests WHERE store = ? AND key IN ({marks})",  # noqa: S608 - marks alone
+                    (self._store.url, *part),
+                ).fetchall()
+            except sqlite3.Error as error:
+                logger.warning("digests of %s cannot be read, so objects are: %s", self._path, error)
+                break
             known |= {key: (size, etag, digest) for key, size, etag, digest in rows}
         return known | {key: self._new[key] for key in keys if key in self._new}
 

@@ -186,7 +186,7 @@ def _release(store: ObjectStore, keys: Iterable[str], heartbeat: Heartbeat) -> N
     try:
         for key in keys:
             store.delete(key)
-    except OSError as error:
+    except (OSError, UserError) as error:  # whatever the job did is done
         logger.warning("a lease stays behind for %.0f minutes: %s", DEAD_AFTER_S / 60, error)
 
 

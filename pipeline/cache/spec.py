@@ -37,6 +37,18 @@ class TimestepConfig(Config):
         default=None, min_length=1, max_length=256
     )
 
+    @property
+    def middle(self) -> int:
+        """One timestep for all: the middle of the range, or of the grid's list (of two in the middle the lower)."""
+        if self.grid is not None:
+            return self.grid[(len(self.grid) - 1) // 2]
+        return (self.low + self.high - 1) // 2
+
+    def __str__(self) -> str:
+        if self.grid is not None:
+            return ", ".join(map(str, self.grid))
+        return str(self.low) if self.high == self.low + 1 else f"{self.low} to {self.high - 1}"
+
     @model_validator(mode="before")
     @classmethod
     def _grid_alone(cls, value: Any) -> Any:

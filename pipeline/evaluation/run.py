@@ -194,7 +194,10 @@ class _Scoring:
     ) -> None:
         """Score one system on all sets and note its results."""
         digests = {manifest.spec.ldm_digest for manifest in manifests.values()}
-        assert len(digests) == 1, "one recipe has one LDM"
+        if len(digests) > 1:
+            raise UserError(
+                "the cached features of the sets to evaluate are of several LDMs: run `ldznet precompute` again"
+            )
         system = open_system(
             located,
             ldm_source=self._recipe.ldm.source,

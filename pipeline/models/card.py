@@ -88,11 +88,10 @@ def _data(recipe: Recipe, manifest: Manifest | None, ldm: str) -> Iterator[tuple
     else:
         data = recipe.data_of(recipe.train_on)
         yield "data set", f"{data.name or data.format}, split `{chosen.split}`"
-    timesteps = chosen.timesteps
     draws = _counted(chosen.draws, "draw") if recipe.train.draws == "cycle" else "fresh draws each epoch"
     flips = ", half of them flipped" if "flip" in recipe.train.augment else ""
     yield "views", f"{chosen.view.policy}, {chosen.view.size} px{flips}; {draws} of a sample"
-    yield "timesteps", f"{timesteps.low} to {timesteps.high - 1}"
+    yield "timesteps", str(chosen.timesteps)
     yield "prompts", "; ".join(f"`{prompt}`" for prompt in chosen.prompts)
     if recipe.train.features == "cached":
         yield "stored as", f"{features.stored_dtype}, computed in {features.compute_dtype}"

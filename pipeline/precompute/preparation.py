@@ -18,7 +18,7 @@ from PIL import Image
 from ldznet.errors import DataFault, UserError
 from ldznet.images import decode_image
 from ldznet.prompts import fill
-from pipeline.cache.content_digest import MISSING, TOO_LARGE
+from pipeline.cache.content_digest import MISSING, TOO_LARGE, absent
 from pipeline.cache.member import Member, sample_id
 from pipeline.cache.receipt import LeftOut
 from pipeline.cache.spec import CacheSpec, PolicyConfig
@@ -205,10 +205,10 @@ class _ListedObjects:
         try:
             data = self._read(key)
         except KeyError as error:
-            self._digests[key] = MISSING
+            self._digests[key] = absent(MISSING, key)
             raise DataFault(f"{key} is missing") from error
         except DataFault:
-            self._digests[key] = TOO_LARGE
+            self._digests[key] = absent(TOO_LARGE, key)
             raise
         self._digests[key] = hashlib.sha256(data).hexdigest()
         return data
@@ -237,10 +237,17 @@ class _ListedObjects:
 
 
 def _changed(what: str) -> UserError:
-    return UserError(f"{what} has changed since the data set was listed: run again when nothing writes to it")
+    return UserError(
+        f"{what} has changed since the data set was listed: run again when nothing writes to it; if it was restored "
+        "with its old time, also remove ldznet/digests.sqlite from ~/.cache (or XDG_CACHE_HOME) where the job ran"
+    )
 
 
 def _left_out(member: Member, why: Literal["failed", "filtered"], reason: str) -> LeftOut:
-    return LeftOut(
-        key=member.key, image=member.sample.image, phrase=member.sample.phrase, why=why, reason=reason
-    )
+    image, phrase, told = map(_writable, (member.sample.image, member.sample.phrase, reason))
+    return LeftOut(key=member.key, image=image, phrase=phrase, why=why, reason=told)
+
+
+def _writable(text: str) -> str:
+    """As UTF-8 can hold it: JSON brings lone surrogates in, but does not take them out."""
+    return text.encode(errors="backslashreplace").decode()

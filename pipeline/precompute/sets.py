@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import compress
 
 from ldznet.errors import UserError
 from ldznet.frozen_ldm import FrozenLDM
@@ -18,7 +19,7 @@ from pipeline.cache.manifest import (
     read_left_out,
     write_manifest,
 )
-from pipeline.cache.member_table import MemberTable
+from pipeline.cache.member_table import MemberTable, key_numbers
 from pipeline.cache.receipt import LeftOut, read_receipts
 from pipeline.cache.spec import CacheSpec
 from pipeline.cache.stored_type import TORCH_DTYPES, feature_bytes, plain_dtype
@@ -284,10 +285,14 @@ def _tell_of_other_hardware(plan: SetPlan, shards: Iterable[CommittedShard]) -> 
 def refuse_too_many_failures(recipe: Recipe, listed: ListedSet, left_out: Iterable[LeftOut]) -> None:
     """Stop where the share of faulty samples is above what the recipe allows.
 
+    Those that the set no longer has do not count: data that was mended since has other keys.
+
     Raises:
         UserError: names the first of them and its fault.
     """
     failed = [member for member in left_out if member.why == "failed"]
+    there = listed.table.rows_with(key_numbers(member.key for member in failed)) >= 0
+    failed = list(compress(failed, there))
     share = len(failed) / listed.members
     if failed and share > recipe.cache.max_failed_share:
         first = failed[0]

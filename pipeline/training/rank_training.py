@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,7 +111,12 @@ def train_on_this_rank(
             validator = None
             if recipe.validate_on is not None:
                 loader = make_validation_source(
-                    recipe, recipe.validate_on, store=store, cached=cached, online=online
+                    recipe,
+                    recipe.validate_on,
+                    store=store,
+                    cached=cached,
+                    online=online,
+                    ldm_digest=source.ldm_digest,
                 )
                 validator = Validator(loader, tracker=tracker)
             outcome = train(
@@ -177,13 +181,28 @@ def check_same_ldm(recipe: Recipe, source: TrainingSource) -> None:
 
 
 def make_validation_source(
-    recipe: Recipe, set_name: str, *, store: ObjectStore, cached: CachedSets, online: OnlineFeatures
+    recipe: Recipe,
+    set_name: str,
+    *,
+    store: ObjectStore,
+    cached: CachedSets,
+    online: OnlineFeatures,
+    ldm_digest: str,
 ) -> BatchSource:
-    """This rank's share of a set, each sample once: from its cache where there is one; else computed, if allowed."""
+    """This rank's share of a set, each sample once: from its cache where there is one; else computed, if allowed.
+
+    Raises:
+        UserError: the cached features are of another LDM than those that train, of this digest.
+    """
     batch_size = ranks.world_size() * recipe.evaluate.batch_size
     manifest = cached.read(store, set_name)
     if manifest is None:
         return online.validation_source(set_name, batch_size=batch_size)
+    if manifest.spec.ldm_digest != ldm_digest:
+        raise UserError(
+            f"the cached features of the set {set_name!r} are of another LDM than those that train: run "
+            "`ldznet precompute` again, or name the folder of that one"
+        )
     return make_loader(recipe, store, manifest, batch_size=batch_size, shuffle=False)
 
 
@@ -288,7 +307,7 @@ class ModelKeeper:
             ldm_source=_lasting_source(self.recipe.ldm.source),
             ldm_digest=self.ldm_digest,
             size=policy.view.size,
-            timestep=int(np.mean([policy.timesteps.low, policy.timesteps.high - 1])),
+            timestep=policy.timesteps.middle,
             template=DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in policy.prompts else policy.prompts[0],
             threshold=metrics.get("threshold", 0.5),
             compute_dtype=self.recipe.features.compute_dtype,

@@ -30,6 +30,7 @@ def validate_all(rank: int, folder: str, recipe_path: str) -> None:
 
 def validate(recipe_path: Path) -> dict[str, Any]:
     """This rank's samples, and the figures of all."""
+    from ldznet.ldm_folder import ldm_digest, resolve_ldm
     from ldznet.loss import mask_loss
     from pipeline.evaluation.scoring import run_network
     from pipeline.loading.sample_order import Position
@@ -49,7 +50,14 @@ def validate(recipe_path: Path) -> dict[str, Any]:
     store = open_store(recipe.cache.url)
     cached = CachedSets.find(recipe, store)
     with OnlineFeatures(recipe, store=store, cached=cached) as online:
-        source = make_validation_source(recipe, "val", store=store, cached=cached, online=online)
+        source = make_validation_source(
+            recipe,
+            "val",
+            store=store,
+            cached=cached,
+            online=online,
+            ldm_digest=ldm_digest(resolve_ldm(recipe.ldm.source)),
+        )
         batches = list(source.epoch(Position()))
         keys = [
             key

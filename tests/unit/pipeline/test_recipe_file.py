@@ -58,6 +58,7 @@ def test_resolved_recipe_reads_back_as_itself(recipe_path: Path) -> None:
         (["network.blocks=[5]"], "fuses block 5"),
         (["network.kind=rgbnet"], "features.keep_images"),
         (["sets.val.split=test"], "validate_on=val is of the test split, which only measures"),
+        (["data.splits={val: test}"], "validate_on=val is of the test split, which only measures"),
         (["sets.val.split=testA"], "validate_on=val is of the test split, which only measures"),
         (
             ["train.patience=2", "train.validate_every=5", "validate_on=null"],

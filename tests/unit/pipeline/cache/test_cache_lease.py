@@ -92,6 +92,17 @@ def test_a_lease_goes_with_a_job_that_fails(store: ObjectStore) -> None:
     assert list(store.list()) == []
 
 
+def test_a_lease_that_may_not_be_released_fails_no_finished_job(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("the store refuses: the token has expired")
+
+    with lease(store, [SMALL]):
+        monkeypatch.setattr(type(store), "delete", refuse)
+    assert "the token has expired" in caplog.text
+
+
 def test_a_lease_is_renewed(store: ObjectStore) -> None:
     with lease(store, [SMALL], every_s=0.01):
         first = next(store.list(LEASE_PREFIX))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig
+from pipeline.cache.spec import CacheSpec, FeaturesConfig, PolicyConfig, TimestepConfig
 
 BASE = CacheSpec(ldm_digest="d" * 64, features=FeaturesConfig(stored_dtype="int8"), policy=PolicyConfig())
 
@@ -80,6 +80,20 @@ def test_key_is_stable_across_versions_of_this_project() -> None:
     # Caches on object storage are found by this key: a change here orphans them, so raise SCHEMA_VERSION instead.
     assert BASE.key == "6ba8205f5e6c6abe941d860c1f2fad4e61f83d1052cdf75c31ddb82c7e5e0c98"
     assert BASE.key == CacheSpec.model_validate_json(BASE.canonical()).key
+
+
+@pytest.mark.parametrize(
+    ("asked", "middle", "told"),
+    [
+        ({}, 400, "400"),
+        ({"low": 300, "high": 500}, 399, "300 to 499"),
+        ({"grid": [100, 200]}, 100, "100, 200"),
+        ({"grid": [100, 200, 700]}, 200, "100, 200, 700"),
+    ],
+)
+def test_one_timestep_for_all_is_the_middle(asked: dict, middle: int, told: str) -> None:
+    timesteps = TimestepConfig.model_validate(asked)
+    assert (timesteps.middle, str(timesteps)) == (middle, told)
 
 
 def test_a_grid_changes_the_key_and_bounds_beside_it_do_not() -> None:

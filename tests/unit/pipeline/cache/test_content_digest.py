@@ -10,7 +10,7 @@ import pytest
 
 from ldznet.errors import UserError
 from pipeline.cache import content_digest
-from pipeline.cache.content_digest import MISSING, ContentDigests, memory_path
+from pipeline.cache.content_digest import MISSING, ContentDigests, absent, memory_path
 from pipeline.datasets.masks import FileMask
 from pipeline.datasets.sample import Sample
 from pipeline.object_store.opening import open_store
@@ -112,7 +112,7 @@ def test_stores_do_not_mix(counting: CountingStore, tmp_path: Path) -> None:
 def test_what_is_missing_is_looked_for_again(counting: CountingStore, tmp_path: Path) -> None:
     memory = tmp_path / "memory.sqlite"
     first = digests(counting, memory)
-    assert first("images/none.jpg") == MISSING
+    assert first("images/none.jpg") == absent(MISSING, "images/none.jpg") != first("images/other.jpg")
     first.save()
     (tmp_path / "data/images/none.jpg").write_bytes(b"now")
     assert digests(counting, memory)("images/none.jpg") == sha(b"now")
@@ -125,6 +125,17 @@ def test_a_memory_that_cannot_be_kept_names_the_mend(counting: CountingStore, tm
     (tmp_path / "memory.sqlite").write_bytes(b"this is no database, but long enough to be looked at" * 20)
     with pytest.raises(UserError, match="set XDG_CACHE_HOME"):
         digests(counting, tmp_path / "memory.sqlite")
+
+
+def test_a_memory_that_breaks_later_costs_time_alone(
+    counting: CountingStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = digests(counting, tmp_path / "memory.sqlite")
+    one._memory.close()
+    assert one("images/a.jpg") == sha(b"a")
+    one.save()
+    assert "cannot be read, so objects are" in caplog.text
+    assert "are not remembered" in caplog.text
 
 
 def test_memory_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,7 +175,9 @@ def test_samples_far_more_than_fit_are_learnt_from_one_listing(
         learning.save()
         assert [sample for sample, _ in passed] == samples
         for number, (_, identity) in enumerate(passed):
-            content = sha(f"mask {number}".encode()) if number < 200 else MISSING
+            content = (
+                sha(f"mask {number}".encode()) if number < 200 else absent(MISSING, f"masks/{number}.png")
+            )
             assert identity == f"file:{content}"
         assert counting.reads["masks/7.png"] == reads
         assert not any(key.startswith("masks/") for key in counting.looks)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from ldznet.errors import UserError
+from ldznet.ldm_folder import ldm_digest, resolve_ldm
 from pipeline.loading.batch import Batch
 from pipeline.loading.loader import CacheLoader
 from pipeline.loading.sample_order import Position
@@ -175,7 +176,12 @@ def test_validation_runs_on_the_cache_where_there_is_one_and_online_elsewhere(
         store = open_store(recipe.cache.url)
         with OnlineFeatures(recipe, store=store, cached=CachedSets.find(recipe, store)) as online:
             source = make_validation_source(
-                recipe, "val", store=store, cached=CachedSets.find(recipe, store), online=online
+                recipe,
+                "val",
+                store=store,
+                cached=CachedSets.find(recipe, store),
+                online=online,
+                ldm_digest=ldm_digest(resolve_ldm(recipe.ldm.source)),
             )
             return type(source), list(source.epoch(Position()))
 
@@ -189,6 +195,18 @@ def test_validation_runs_on_the_cache_where_there_is_one_and_online_elsewhere(
         assert torch.equal(one.features[8][rows], two.features[8][rows])
         assert torch.equal(one.masks[rows], two.masks[rows])
     assert sum(float(batch.weight.sum()) for batch in ours) == 9
+
+
+def test_validation_on_another_ldms_features_is_refused(cached: Path) -> None:
+    recipe = recipe_of(cached, ONLINE)
+    store = open_store(recipe.cache.url)
+    found = CachedSets.find(recipe, store)
+    another = "0" * 64
+    with (
+        OnlineFeatures(recipe, store=store, cached=found) as online,
+        pytest.raises(UserError, match="'val' are of another LDM than those that train"),
+    ):
+        make_validation_source(recipe, "val", store=store, cached=found, online=online, ldm_digest=another)
 
 
 def test_a_checkpoint_position_means_something_in_its_own_order_only(cached: Path, tmp_path: Path) -> None:
