@@ -80,5 +80,6 @@ format: setup ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-clean: ## Remove the virtual environment, caches and what runs left behind
+clean: ## Remove the virtual environment, caches and what runs left behind; services that run are stopped
+	@test ! -x $(BIN)/ldznet || test ! -d runs/services || $(BIN)/ldznet services stop
 	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

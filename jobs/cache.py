@@ -200,6 +200,10 @@ def _drop(store: "ObjectStore", text: str) -> "Drop":
     cache_key = find_cache_key(store, key)
     if not slash:
         return Drop(cache_key=cache_key)
+    if not prefix:
+        raise UserError(
+            f"--drop {text} names no manifest behind the slash: without the slash, it drops all of {key}"
+        )
     there = list_manifest_ids(store, cache_key)
     found = [manifest_id for manifest_id in there if manifest_id.startswith(prefix.lower())]
     if len(found) != 1:
@@ -214,7 +218,11 @@ def _agreed() -> bool:
     """Whether somebody at a terminal types `yes`."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
-    return input("Remove it? Type yes: ").strip() == "yes"
+    try:
+        return input("Remove it? Type yes: ").strip() == "yes"
+    except EOFError:  # Ctrl-D
+        print()  # noqa: T201 - behind the question
+        return False
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The whole flow on this machine, with pictures: scenes of a new style, features, a network adapted, a report."""
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -85,7 +86,7 @@ def _object_store(folder: Path) -> Iterator[str]:
 
 
 def _recipe(out: Path, url: str, overrides: Sequence[str]) -> "Recipe":
-    from pipeline.recipe_file import load_recipe
+    from pipeline.recipe_file import load_recipe, override_of
 
     places = {
         "name": "demo",
@@ -94,10 +95,11 @@ def _recipe(out: Path, url: str, overrides: Sequence[str]) -> "Recipe":
         "cache.url": f"{url}/cache",
         "storage": f"{url}/training",
     }
-    recipe = load_recipe(RECIPE, [*(f"{key}={value}" for key, value in places.items()), *overrides])
+    own = [override_of(key, str(value)) for key, value in places.items()]
+    recipe = load_recipe(RECIPE, [*own, *overrides])
     before = [recipe.network.init_from] if recipe.network.starts_trained else []
-    models = f"evaluate.models=[{','.join([*before, str(_model(recipe))])}]"
-    return load_recipe(RECIPE, [*(f"{key}={value}" for key, value in places.items()), *overrides, models])
+    models = f"evaluate.models={json.dumps([*before, str(_model(recipe))])}"
+    return load_recipe(RECIPE, [*own, *overrides, models])
 
 
 def _model(recipe: "Recipe") -> Path:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.local_ray import settle_ray
-from jobs.submit_door import ADDRESS_VARIABLES, lost_connections, only_address, refusals, token_refusals
+from jobs.submit_door import (
+    ADDRESS_VARIABLES,
+    check_address,
+    lost_connections,
+    only_address,
+    other_servers,
+    refusals,
+    token_refusals,
+)
 from jobs.submit_following import JobState, LostJobError, follow_job
 from ldznet.errors import UserError
 from pipeline.tracking.redaction import redacted_text
@@ -35,9 +43,11 @@ class Cluster:
     def __init__(self, address: str | None) -> None:
         if not address and not any(os.environ.get(name) for name in ADDRESS_VARIABLES):
             raise UserError(f"which cluster? Give --address http://HOST:8265, or set {ADDRESS_VARIABLES[0]}")
+        if address:
+            check_address(address)
         settle_ray()
         self._given = address
-        with refusals(address), only_address(address):
+        with refusals(address), other_servers(address), only_address(address):
             self._client = _open_client()
             self._client.list_jobs()  # the version, which it has asked for, is told to everybody
         self.address = redacted_text(str(self._client.get_address()))

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from ldznet.errors import UserError
 from pipeline.tracking.redaction import redacted_text
 
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # as Ray's own commands, in this order
+
+_FORM = "--address http://HOST:8265"
 
 
 def lost_connections() -> tuple[type[Exception], ...]:
@@ -57,6 +60,35 @@ def refusals(address: str | None) -> Iterator[None]:
         raise UserError(
             f"no Ray cluster answers at {_told(address)}: is it running, and its dashboard's port forwarded to here?"
         ) from error
+
+
+@contextmanager
+def other_servers(address: str | None) -> Iterator[None]:
+    """What answers there is no dashboard of Ray's, or nothing that can be asked."""
+    from ray.exceptions import RpcError
+
+    try:
+        yield
+    except (RuntimeError, ValueError, RpcError) as error:
+        if isinstance(error, UserError):
+            raise
+        said = redacted_text(next(iter(str(error).splitlines()), type(error).__name__))
+        raise UserError(f"no Ray dashboard answers at {_told(address)} ({said}): give {_FORM}") from error
+
+
+def check_address(address: str) -> None:
+    """Refuse what can be no dashboard's address before anybody is waited for.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        sound = False
+    if not sound:
+        raise UserError(f"--address {redacted_text(address)} is no dashboard's address: give {_FORM}")
 
 
 def _told(address: str | None) -> str:

@@ -47,10 +47,12 @@ def place_overrides(recipe: "Recipe", *, folder: Path, here: bool) -> list[str]:
     Raises:
         UserError: nodes are elsewhere, and a relative folder would hold what must last or what all nodes read.
     """
+    from pipeline.recipe_file import override_of
+
     relative = [place for place in _places(recipe, folder) if place.is_relative]
     if here:
         single = [place for place in relative if "[" not in place.key]
-        absolute = [f"{place.key}={place.before}{folder / place.path}" for place in single]
+        absolute = [override_of(place.key, f"{place.before}{folder / place.path}") for place in single]
         return [*absolute, *_models(recipe, folder)]
     for place in relative:
         if place.key == "output" and recipe.storage is not None:

@@ -1,6 +1,7 @@
 """Reading a recipe: YAML and `a.b=c` overrides into typed, frozen objects, or one clear line why not."""
 
 import difflib
+import json
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file is missing or no YAML, or a key or value is wrong; the nearest valid key is named.
     """
     return parse_recipe(read_recipe(path, overrides), source=str(path))
+
+
+def override_of(key: str, value: str) -> str:
+    """An override whose value is this very text: in quotes where YAML or a grid would make something else of it."""
+    try:
+        plain = "," not in value and OmegaConf.from_dotlist([f"value={value}"]) == {"value": value}
+    except (OmegaConfBaseException, YAMLError):
+        plain = False
+    return f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:

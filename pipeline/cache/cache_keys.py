@@ -53,6 +53,8 @@ def find_cache_key(store: ObjectStore, prefix: str) -> str:
     Raises:
         UserError: none does, or several do.
     """
+    if not prefix:
+        raise UserError("a cache key is missing: give its first digits, as `ldznet cache list` shows them")
     if _KEY.fullmatch(prefix) and next(store.list(f"{prefix}/"), None):  # though its text may be gone
         return prefix
     keys = list_cache_keys(store)

@@ -88,7 +88,7 @@ class HostTimer:
         until = time.perf_counter() + seconds
         with ShardWriter(Path(self._folder.name, _SHARD)) as writer:
             for group in members_by_image(self._members):
-                late = members >= _LEAST_MEMBERS and time.perf_counter() > until
+                late = kept and members >= _LEAST_MEMBERS and time.perf_counter() > until
                 if late or writer.size > _MOST_BYTES:
                     break
                 members += len(group)

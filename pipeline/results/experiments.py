@@ -185,10 +185,13 @@ EXPERIMENTS: Final = {
             sets=("test", "foreign"),
             steps=300,
             controls=(_FEATURES_TELL, _FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT),
-            pairs=tuple(
-                pair
-                for system in (_FEATURES_TELL, _FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT)
-                for pair in ((system, _BLIND), (system, f"{system}{OTHERS_FEATURES}"))
+            pairs=(
+                *(
+                    pair
+                    for system in (_FEATURES_TELL, _FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT)
+                    for pair in ((system, _BLIND), (system, f"{system}{OTHERS_FEATURES}"))
+                ),
+                (_FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT),
             ),
         ),
         Experiment(

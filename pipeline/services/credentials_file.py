@@ -34,11 +34,17 @@ def read_credentials(path: Path) -> dict[str, str]:
     """The variables of such a file.
 
     Raises:
-        UserError: others than its owner may read it, or it is no such file.
+        UserError: it is gone, others than its owner may read it, or it is no such file.
     """
-    if path.stat().st_mode & 0o077:
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is gone: stop the services, and start them with credentials made anew"
+        ) from None
+    if mode & 0o077:
         raise UserError(f"{path} can be read by others: chmod 600 it, and have its credentials made anew")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    lines = [line for line in text.splitlines() if line and line[0] != "#"]
     if any("=" not in line for line in lines):
         raise UserError(f"{path} holds no KEY=VALUE lines: have it made anew")
     return dict(line.split("=", 1) for line in lines)

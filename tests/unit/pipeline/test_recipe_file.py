@@ -1,11 +1,13 @@
 """Recipes: YAML and overrides into frozen objects, or one line that names the mend."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ldznet.errors import UserError
-from pipeline.recipe_file import dump_recipe, load_recipe, parse_recipe
+from pipeline.experiments.grid import read_grid
+from pipeline.recipe_file import dump_recipe, load_recipe, override_of, parse_recipe
 
 MINIMAL = """
 name: small
@@ -127,3 +129,25 @@ def test_request_depends_on_what_is_asked_and_on_nothing_else(recipe_path: Path)
 def test_parse_names_its_source() -> None:
     with pytest.raises(UserError, match="somewhere: "):
         parse_recipe({}, source="somewhere")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("/runs/a", "output=/runs/a"),
+        ("1", 'output="1"'),
+        ("/data/exp #3/proj", 'output="/data/exp #3/proj"'),
+        ("/data/a,b", 'output="/data/a,b"'),
+        ("yes: no", 'output="yes: no"'),
+        ("/données/[é", 'output="/données/[é"'),
+        ('say "so" \\ n', 'output="say \\"so\\" \\\\ n"'),
+    ],
+)
+def test_a_text_becomes_an_override_that_means_it(
+    value: str, written: str, small_recipe: Callable[..., Path]
+) -> None:
+    override = override_of("output", value)
+    if "say" not in value and "[" not in value:
+        assert override == written
+    assert read_grid([override]).axes == ()
+    assert load_recipe(small_recipe(), list(read_grid([override]).fixed)).output == value
