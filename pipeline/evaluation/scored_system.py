@@ -2,7 +2,7 @@
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +24,7 @@ from ldznet.prediction_config import FILE_NAME as PREDICTION_FILE
 from ldznet.prediction_config import PredictionConfig
 from pipeline.evaluation.mask_folder import MaskFolder, holds_masks
 from pipeline.evaluation.original_samples import OriginalSamples
+from pipeline.evaluation.others_features import OthersFeatures
 from pipeline.evaluation.probability_maps import LogitMaps, PlainMaps, ProbabilityMaps
 from pipeline.evaluation.scoring import network_predictor
 from pipeline.loading.batch import Batch
@@ -158,7 +159,7 @@ class _Network:
             logger.warning("%s does not say which LDM it was trained on: taken for this recipe's", folder)
         self._network: SegmentationNetwork = network_from_pretrained(folder)
         self._predict = network_predictor(self._network, device=device)
-        self._features = features
+        self._others = OthersFeatures() if features == "others" else None
 
     @property
     def kind(self) -> str:
@@ -178,7 +179,7 @@ class _Network:
 
     def predict(self, batch: Batch, *, set_name: str, originals: OriginalSamples) -> ProbabilityMaps:  # noqa: ARG002
         """See `ScoredSystem`."""
-        return LogitMaps(self._predict(batch if self._features == "own" else _with_others_features(batch)))
+        return LogitMaps(self._predict(batch if self._others is None else self._others.exchanged(batch)))
 
 
 class _ClipSeg:
@@ -260,22 +261,6 @@ class _NoiseMap:
         context = self._ldm.encode_prompts([str(facts["prompt"]) for facts in batch.facts])
         maps = self._maps.maps(batch.latents, context)
         return PlainMaps(list(maps[:, 0].cpu().numpy()))  # B,1,h,w -> B of h,w
-
-
-def _with_others_features(batch: Batch) -> Batch:
-    """Each sample with the block features of that half a batch away: neighbours are phrases of one photo.
-
-    Raises:
-        UserError: the batch has no other sample.
-    """
-    if len(batch.keys) < 2:
-        raise UserError("evaluate.models: features=others needs evaluate.batch_size of 2 or more")
-    away = len(batch.keys) // 2
-    return replace(
-        batch,
-        features={block: values.roll(away, 0) for block, values in batch.features.items()},
-        scales={block: scales.roll(away, 0) for block, scales in batch.scales.items()},
-    )
 
 
 def _views(batch: Batch) -> list[Image.Image]:
