@@ -120,7 +120,8 @@ class _Comparison:
     @property
     def minutes(self) -> dict[str, float]:
         """What came before the trainings, which have minutes of their own."""
-        return {name: taken for name, taken in self._minutes.taken.items() if not name.startswith("train")}
+        stations = {"scenes", *self._computed}
+        return {name: taken for name, taken in self._minutes.taken.items() if name in stations}
 
     @property
     def shown(self) -> dict[str, str]:

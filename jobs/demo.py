@@ -154,7 +154,7 @@ def _scores(evaluation: "Evaluation") -> str:
     """A line a system and set. Sets have phrases of their own number: equal samples of a set are one."""
     return "\n".join(
         f"    {result.set_name:<10}{result.scores.phrases:>5} phrases  {result.model:<20}"
-        f"  mIoU {result.scores.miou.at_val}  AP {result.scores.ap}"
+        f"  mIoU {result.scores.miou.at_val or result.scores.miou.at_fixed}  AP {result.scores.ap}"
         for result in evaluation.results
     )
 

@@ -69,7 +69,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     from jobs.results_influence import measure_shipped_influence
     from jobs.results_ldm import show_shipped_ldm
     from jobs.results_probe import probe_shipped_ldm
-    from jobs.results_times import measure_times
+    from jobs.results_times import measure_times, require_tracked
     from pipeline.recipe_file import load_recipe
     from pipeline.results.experiments import EXPERIMENTS
 
@@ -90,7 +90,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
             load_recipe(COMPARED, overrides)
             acts[part] = partial(measure_shipped_influence, COMPARED, overrides, **recorded)
         elif part == "times":
-            load_recipe(COMPARED, overrides)
+            require_tracked(load_recipe(COMPARED, overrides))
             acts[part] = partial(measure_times, COMPARED, overrides, **recorded)
         elif part == "adapted":
             require_adaptable(ADAPTED, overrides)

@@ -3,11 +3,27 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldznet.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.recipe import Recipe
 
 logger = logging.getLogger("jobs.results")
 
 _STEPS, _LOG_EVERY = 50, 10
 _PHOTOS = 30
+
+
+def require_tracked(recipe: "Recipe") -> None:
+    """See before any training that its rates will be logged.
+
+    Raises:
+        UserError: they will not.
+    """
+    if not recipe.tracking.enabled:
+        raise UserError("tracking.enabled=false logs no rates, which are what is measured: leave it out")
 
 
 def measure_times(recipe_file: Path, overrides: Sequence[str], *, command: str, into: Path) -> None:

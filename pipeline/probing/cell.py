@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ldznet.config import Config
+from ldznet.errors import FinalError
 from ldznet.probe import ProbeDecoder, ProbeTraining, probe_logits, train_probe
 from ldznet.score_results import Score, Scores
 from ldznet.scores import SegmentationScores
@@ -100,6 +101,11 @@ def _scores(decoder: ProbeDecoder, samples: ProbeSamples, block: int, *, config:
     start = 0
     for logits in probe_logits(decoder, samples.features[block]):
         end = start + len(logits)
+        if not bool(torch.isfinite(logits).all()):
+            raise FinalError(
+                f"the probe of block {block} gives what is no number: its training went astray; "
+                f"lower probe.lr={config.lr:g}"
+            )
         masks = samples.masks[start:end]
         resized = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear", align_corners=False)
         scores.update(resized, masks, image_ids=samples.image_ids[start:end])

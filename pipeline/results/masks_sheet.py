@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from PIL import Image
 
 from ldznet.errors import UserError
+from ldznet.scores import FIXED_THRESHOLD
 from pipeline.evaluation.example_pictures import example_photo
 from pipeline.evaluation.run import Evaluation
 from pipeline.pictures import TRUTH, overlay_mask, side_by_side, stacked
@@ -46,6 +47,6 @@ def _row(evaluation: Evaluation, models: Mapping[str, str], set_name: str, numbe
     panels = [("photo", photo), ("truth", overlay_mask(photo, first.truth, colour=TRUTH))]
     for model, title in models.items():
         probability = evaluation.examples[model, set_name][number].probability
-        mask = probability > evaluation.thresholds.get(model, 0.5)
+        mask = probability > evaluation.thresholds.get(model, FIXED_THRESHOLD)
         panels.append((title, overlay_mask(photo, mask)))
     return side_by_side(panels, title=first.phrase, height=_HEIGHT)

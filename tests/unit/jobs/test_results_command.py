@@ -89,6 +89,12 @@ def test_the_sets_that_the_results_speak_of_are_needed(
     assert not (documents.parents[1] / "runs").exists()
 
 
+def test_times_are_measured_by_what_is_tracked(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(["--only", "times", "--set", "tracking.enabled=false"]) == 2
+    assert "tracking.enabled=false logs no rates" in capsys.readouterr().err.splitlines()[-1]
+    assert not (documents.parents[1] / "runs").exists()
+
+
 def test_the_command_that_is_recorded_says_what_was_asked() -> None:
     asked = argparse.Namespace(systems=["znet"], seeds=[1, 2], overrides=["evaluate.sets=[test]"])
     told = "python -m jobs.results --only table --systems znet --seeds 1 2 --set 'evaluate.sets=[test]'"
