@@ -6,6 +6,7 @@ checkpoints go by; masks that others made are read here, where they lie.
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jobs.evaluate")
 
 _PLACE = "evaluated"  # in the storage
+_LEFT_BEHIND_S = 24 * 3600.0  # an evaluation takes minutes
 _SCRATCH = "ldznet-evaluation-"
 
 
@@ -66,6 +68,7 @@ def _evaluate_on_gpu(recipe: "Recipe", located: "Sequence[LocatedSystem]") -> "E
 
     with ExitStack() as stack:
         group = stack.enter_context(_room(recipe))
+        sweep_shared(recipe)
         systems = [stack.enter_context(_shared(one, recipe)) for one in located]
         there = ray.remote(num_gpus=1, num_cpus=1)(_evaluate_there).options(
             scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group)
@@ -112,13 +115,24 @@ def _shared(located: "LocatedSystem", recipe: "Recipe") -> "Iterator[tuple[Syste
         yield config, None
         return
     url = f"{recipe.storage_url}/{_PLACE}/{model_digest(located.folder)[:12]}-{uuid4().hex[:8]}"
-    upload_model(located.folder, url=url, facts={"step": 0})
     try:
+        upload_model(located.folder, url=url, facts={"step": 0})
         yield config, url
     finally:
         store = open_store(url)
         for info in list(store.list()):
             store.delete(info.key)
+
+
+def sweep_shared(recipe: "Recipe") -> int:
+    """Remove networks that evaluations left in the storage when they were killed. Returns how many objects went."""
+    from pipeline.object_store.opening import open_store
+
+    store = open_store(f"{recipe.storage_url}/{_PLACE}")
+    gone = [info for info in store.list() if info.modified < time.time() - _LEFT_BEHIND_S]
+    for info in gone:
+        store.delete(info.key)
+    return len(gone)
 
 
 def _evaluate_there(recipe: "Recipe", systems: "Sequence[tuple[SystemConfig, str | None]]") -> "Evaluation":
