@@ -172,6 +172,15 @@ EXPERIMENTS: Final = {
             ),
         ),
         Experiment(
+            name="longer",
+            cells=_cells({"znet": NETWORKS["znet"], _FINER: _FINER_BLOCKS}),
+            sets=("test", "foreign"),
+            steps=1500,
+            others=(SHIPPED,),
+            controls=(_FINER,),
+            pairs=((_FINER, "znet"), (_FINER, f"{_FINER}{OTHERS_FEATURES}")),
+        ),
+        Experiment(
             name="text",
             cells=_cells(
                 {
