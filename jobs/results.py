@@ -72,6 +72,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
     from jobs.results_times import measure_times, require_tracked
     from pipeline.recipe_file import load_recipe
     from pipeline.results.experiments import EXPERIMENTS
+    from pipeline.results.influence import require_measurable
 
     overrides = arguments.overrides
     acts: dict[str, Callable[[], None]] = {}
@@ -87,7 +88,7 @@ def _checked(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
             load_recipe(PROBED, overrides)
             acts[part] = partial(probe_shipped_ldm, PROBED, overrides, **recorded)
         elif part == "influence":
-            load_recipe(COMPARED, overrides)
+            require_measurable(load_recipe(COMPARED, overrides))
             acts[part] = partial(measure_shipped_influence, COMPARED, overrides, **recorded)
         elif part == "times":
             require_tracked(load_recipe(COMPARED, overrides))

@@ -69,7 +69,7 @@ def other_servers(address: str | None) -> Iterator[None]:
 
     try:
         yield
-    except (RuntimeError, ValueError, RpcError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, RpcError) as error:
         if isinstance(error, UserError):
             raise
         said = redacted_text(next(iter(str(error).splitlines()), type(error).__name__))

@@ -3,9 +3,9 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ldznet.blocks import PAPER_BLOCKS
 from ldznet.config import Config
@@ -77,6 +77,14 @@ class NetworkOptions(Config):
     text: Literal["phrase", "none"] = "phrase"  # none, an ablation: the phrase comes by the features alone
     gradient_checkpointing: bool = False
     init_from: str = Field(default="ldm", min_length=1)  # ldm, random, or a trained network to go on from
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Trainings whose networks read the phrase keep the identity that they had before any did not."""
+        content: dict[str, Any] = serialise(self)
+        if self.text == "phrase":
+            content.pop("text", None)
+        return content
 
     @property
     def starts_trained(self) -> bool:

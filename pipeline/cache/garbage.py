@@ -12,7 +12,7 @@ from pipeline.cache.inventory import read_spec
 from pipeline.cache.lease import LEASE_PREFIX, LeaseState, family
 from pipeline.cache.manifest import Manifest, read_answer, read_manifest
 from pipeline.cache.receipt import read_receipt
-from pipeline.cache.sealed import BrokenSealError
+from pipeline.cache.sealed import BrokenSealError, DamagedDocumentError
 from pipeline.object_store.faults import UnavailableObjectError
 from pipeline.object_store.store import ObjectInfo, ObjectStore
 
@@ -172,7 +172,7 @@ class _Search:
             dropped = self._drops(cache_key, manifest_id)
             try:
                 manifest = read_manifest(self._store, cache_key=cache_key, manifest_id=manifest_id)
-            except UserError as error:
+            except DamagedDocumentError as error:
                 if dropped:  # what it named is garbage like any other
                     self._dropped.add(key)
                     continue

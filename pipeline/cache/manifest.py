@@ -164,7 +164,7 @@ def read_manifest(store: ObjectStore, *, cache_key: str, manifest_id: str) -> Ma
     manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
     if manifest is None:
         key = layout.manifest_key(cache_key, manifest_id)
-        raise UserError(
+        raise DamagedDocumentError(
             f"there is no manifest {store.url}/{key}: run `ldznet precompute` with this recipe first"
         )
     return manifest
@@ -178,7 +178,7 @@ def list_manifests(store: ObjectStore, cache_key: str) -> Iterator[Manifest]:
             manifest_id = info.key.removeprefix(prefix).removesuffix(".json")
             try:
                 manifest = _read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
-            except UserError as error:
+            except DamagedDocumentError as error:
                 logger.warning("left out: %s", error)
                 continue
             if manifest is not None:

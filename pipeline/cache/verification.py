@@ -10,13 +10,12 @@ from itertools import islice
 import numpy as np
 
 from ldznet.config import Config
-from ldznet.errors import UserError
 from pipeline.cache import layout
 from pipeline.cache.cache_keys import list_cache_keys
 from pipeline.cache.index import INDEX_DTYPE, Index
 from pipeline.cache.inventory import list_manifest_ids, read_spec
 from pipeline.cache.manifest import Manifest, Part, read_answer, read_manifest, read_part_of
-from pipeline.cache.sealed import BrokenSealError
+from pipeline.cache.sealed import BrokenSealError, DamagedDocumentError
 from pipeline.cache.shard_check import Fault, ShardChecked, ShardToCheck, check_shard, rows_digest
 from pipeline.object_store.faults import ObjectTooLargeError, UnavailableObjectError
 from pipeline.object_store.store import ObjectStore
@@ -158,7 +157,7 @@ def verify_manifest(
 def _read(store: ObjectStore, cache_key: str, manifest_id: str, faults: list[Fault]) -> Manifest | None:
     try:
         return read_manifest(store, cache_key=cache_key, manifest_id=manifest_id)
-    except UserError as error:
+    except DamagedDocumentError as error:
         faults.append(
             Fault(object_key=layout.manifest_key(cache_key, manifest_id), what="damaged", detail=str(error))
         )

@@ -18,6 +18,12 @@ class _Kept:
     features: dict[int, Tensor]  # 1,C,h_b,w_b
     scales: dict[int, Tensor]  # 1,G
 
+    def fits(self, batch: Batch) -> bool:
+        """Whether a batch's features are of the same blocks and sizes: a set may be of another size."""
+        return {block: values.shape[1:] for block, values in self.features.items()} == {
+            block: values.shape[1:] for block, values in batch.features.items()
+        }
+
 
 class OthersFeatures:
     """Gives each sample the block features of a sample of another photo: of its batch, or of one before it."""
@@ -31,6 +37,7 @@ class OthersFeatures:
         Raises:
             UserError: neither this batch nor those before it have another photo.
         """
+        self._kept = tuple(one for one in self._kept if one.fits(batch))
         photos = [str(facts["image_digest"]) for facts in batch.facts]
         real = torch.nonzero(batch.weight > 0).flatten().tolist()
         known = [*photos, *(one.photo for one in self._kept)]

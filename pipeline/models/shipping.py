@@ -42,7 +42,7 @@ def ship_model(folder: Path, *, name: str, weights: Path = WEIGHTS) -> Path:
             f"{name!r} is no name for a model: letters, digits, '-', '_' and '.', such as scenes-128"
         )
     place, partial = weights / name, weights / f".{name}.partial"
-    if place.exists() and place.samefile(folder):
+    if folder.exists() and place.exists() and place.samefile(folder):
         raise UserError(f"{folder} is builtin:{name} itself: there is nothing to ship")
     shutil.rmtree(partial, ignore_errors=True)
     if (folder / "model_index.json").is_file():

@@ -89,6 +89,14 @@ def test_the_sets_that_the_results_speak_of_are_needed(
     assert not (documents.parents[1] / "runs").exists()
 
 
+def test_the_influence_of_another_sample_needs_one(
+    documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert results.main(["--only", "influence", "--set", "evaluate.batch_size=1"]) == 2
+    assert "needs evaluate.batch_size of 2 or more" in capsys.readouterr().err.splitlines()[-1]
+    assert not (documents.parents[1] / "runs").exists()
+
+
 def test_times_are_measured_by_what_is_tracked(documents: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert results.main(["--only", "times", "--set", "tracking.enabled=false"]) == 2
     assert "tracking.enabled=false logs no rates" in capsys.readouterr().err.splitlines()[-1]

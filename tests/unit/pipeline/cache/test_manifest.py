@@ -11,6 +11,7 @@ from unit.pipeline.cache.made_family import commit as family_commit
 
 from ldznet.errors import UserError
 from pipeline.cache import layout
+from pipeline.cache.collection import preview
 from pipeline.cache.committed_shard import CommittedShard
 from pipeline.cache.index import member_key
 from pipeline.cache.inventory import describe
@@ -20,7 +21,7 @@ from pipeline.cache.manifest import (
     answer_request,
     committed_shards,
     find_manifest,
-    list_specs,
+    list_manifests,
     read_index,
     read_left_out,
     read_manifest,
@@ -208,22 +209,27 @@ def test_a_damaged_part_of_an_interrupted_run_is_written_again(store: ObjectStor
     assert len(read_index(store, manifest)) == 2
 
 
+@pytest.mark.parametrize("refused", ["/manifests/", ""])
 def test_a_store_that_refuses_is_not_told_as_damage(
-    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = write_cache(store, tmp_path, samples=4, per_shard=2)
     answer_request(store, "asked", manifest)
+    read_any = type(store).get
 
-    def refuse(*_: object, **__: object) -> bytes:
-        raise UserError("the store refuses: wrong credentials")
+    def refuse(one: ObjectStore, key: str, **how: int | None) -> bytes:
+        if refused in key:
+            raise UserError("the store refuses: wrong credentials")
+        return read_any(one, key, **how)
 
     monkeypatch.setattr(type(store), "get", refuse)
     reads = (
         lambda: find_manifest(store, "asked"),
         lambda: read(store, manifest),
-        lambda: list(list_specs(store)),
+        lambda: list(list_manifests(store, manifest.cache_key)),
         lambda: describe(store, manifest.cache_key),
         lambda: verify(store),
+        lambda: preview(store, older_than_s=1),
     )
     for one in reads:
         with pytest.raises(UserError, match="wrong credentials") as told:

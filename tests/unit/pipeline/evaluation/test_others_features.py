@@ -10,7 +10,7 @@ from pipeline.evaluation.others_features import OthersFeatures
 from pipeline.loading.batch import Batch
 
 
-def batch_of(photos: list[str], *, padding: int = 0) -> Batch:
+def batch_of(photos: list[str], *, padding: int = 0, side: int = 1) -> Batch:
     """A batch whose features and scales tell which photo they are of."""
     named = [*photos, *[photos[-1]] * padding]
     size = len(named)
@@ -19,7 +19,10 @@ def batch_of(photos: list[str], *, padding: int = 0) -> Batch:
         keys=tuple(f"{number}" for number in range(size)),
         latents=torch.zeros(size, 4, 8, 8),
         context=torch.zeros(size, 7, 12),
-        features={8: values[:, None, None, None].expand(size, 3, 1, 1), 12: -values[:, None, None, None]},
+        features={
+            8: values[:, None, None, None].expand(size, 3, side, side),
+            12: -values[:, None, None, None],
+        },
         scales={8: values[:, None]},
         masks=torch.zeros(size, 1, 64, 64, dtype=torch.bool),
         weight=torch.tensor([1.0] * len(photos) + [0.0] * padding),
@@ -56,3 +59,11 @@ def test_no_sample_ever_gets_features_of_its_own_photo(batches: list[tuple[list[
 def test_of_a_whole_batch_of_photos_each_serves_once() -> None:
     photos = list("abcdefgh")
     assert sorted(photos_of(OthersFeatures().exchanged(batch_of(photos)))) == photos
+
+
+def test_a_set_of_another_size_begins_anew() -> None:
+    others = OthersFeatures()
+    others.exchanged(batch_of(list("ab")))
+    assert photos_of(others.exchanged(batch_of(list("cd"), side=2))) == list("dc")
+    with pytest.raises(UserError, match="no other photo came before"):
+        others.exchanged(batch_of(list("e"), side=3))

@@ -72,6 +72,8 @@ def test_what_others_could_not_use_is_refused(miniature_ldm: Path, weights: Path
         ship_model(folder, name="tiny-ldznet", weights=weights)
     with pytest.raises(UserError, match="neither a frozen LDM"):
         ship_model(tmp_path, name="nothing", weights=weights)
+    with pytest.raises(UserError, match="neither a frozen LDM"):
+        ship_model(tmp_path / "typo", name="nothing", weights=weights)
     assert not weights.exists()
 
 

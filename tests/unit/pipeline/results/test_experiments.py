@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ldznet.errors import UserError
+from ldznet.modeling import UNetConfig
 from pipeline.recipe_file import load_recipe
 from pipeline.results.experiments import EXPERIMENTS
 from pipeline.training.rank_training import training_identity
@@ -53,3 +54,12 @@ def test_what_a_part_makes_again() -> None:
     assert not part.makes("anet", seed=3, set_name="test")
     assert not part.makes("znet", seed=3, set_name="val")
     assert part.makes("noise-map", seed=None, set_name="test")
+
+
+def test_a_key_that_came_later_leaves_identities_as_they_were() -> None:
+    plain, without = load_recipe(RECIPE), load_recipe(RECIPE, ["network.text=none"])
+    assert "text" not in plain.network.model_dump(mode="json")
+    assert load_recipe(RECIPE, ["network.text=phrase"]).digest() == plain.digest() != without.digest()
+    assert training_identity(plain) != training_identity(without)
+    unet = UNetConfig()
+    assert [one.network.config(unet, latent_side=16).text for one in (plain, without)] == ["phrase", "none"]
