@@ -56,9 +56,13 @@ class Cluster:
         """Whether all nodes run on this machine, and so see its folders."""
         # There is no public call for it.
         with refusals(self.address):
-            answer = self._client._do_request("GET", "/nodes?view=hostNameList")  # noqa: SLF001
+            answer = self._client._do_request("GET", "/nodes?view=summary")  # noqa: SLF001
             answer.raise_for_status()
-        return set(answer.json()["data"]["hostNameList"]) == {socket.gethostname()}
+        nodes = [node["raylet"] for node in answer.json()["data"]["summary"]]
+        alive = [node for node in nodes if node["state"] == "ALIVE"]
+        addresses = {node["nodeManagerAddress"] for node in alive}
+        names = {node["nodeManagerHostname"] for node in alive}
+        return names == {socket.gethostname()} and len(addresses) == 1  # clones of a machine share its name
 
     def jobs(self) -> dict[str, JobState]:
         """All jobs that were submitted, by id."""

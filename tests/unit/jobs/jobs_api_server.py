@@ -26,6 +26,7 @@ class JobsApi:
     connections: int = 0  # to the log
     posted: list[dict[str, Any]] = field(default_factory=list)
     address: str = ""
+    addresses: tuple[str, ...] = ("127.0.0.1",)  # of its nodes, all called as this machine is
 
     def add(self, name: str, status: str, *, code: int | None = None, message: str = "") -> None:
         self.jobs[name] = {
@@ -47,7 +48,10 @@ class JobsApi:
         )
 
     async def nodes(self, request: web.Request) -> web.Response:
-        return web.json_response({"data": {"hostNameList": [socket.gethostname()]}})
+        node = {"state": "ALIVE", "nodeManagerHostname": socket.gethostname()}
+        gone = {"state": "DEAD", "nodeManagerHostname": "another", "nodeManagerAddress": "10.0.0.9"}
+        alive = [{**node, "nodeManagerAddress": address} for address in self.addresses]
+        return web.json_response({"data": {"summary": [{"raylet": one} for one in (*alive, gone)]}})
 
     async def package(self, request: web.Request) -> web.Response:
         return web.Response(text="it is there already")
