@@ -17,7 +17,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PRETRAINED, COMPARED = RECIPES / "pretrain_cpu.yaml", RECIPES / "scenes_128.yaml"
 PROBED, ADAPTED = RECIPES / "probe_128.yaml", RECIPES / "foreign_style.yaml"
 DOCUMENTS = Path(__file__).parents[1] / "docs" / "results"
-_COMPARISONS = ("table", "start", "blocks", "longer", "text", "labels", "ablations")
+_COMPARISONS = ("table", "start", "blocks", "text", "longer", "labels", "ablations")
 _PARTS = ("ldm", "probe", *_COMPARISONS, "influence", "times", "adapted", "page")
 
 

@@ -11,7 +11,7 @@ from pipeline.results.learning_curve import plot_learning_curve
 from pipeline.results.record import ResultRecord
 from pipeline.results.times import TimesRecord
 
-RECORDS = ("table", "start", "blocks", "longer", "text", "labels", "ablations", "adapted")
+RECORDS = ("table", "start", "blocks", "text", "longer", "labels", "ablations", "adapted")
 FACTS = ("ldm", "probe")  # records with figures of their own shape, or in a picture alone
 Record = TypeVar("Record", bound=Config)
 _TEMPLATE = Path(__file__).with_name("results.md.j2")

@@ -172,15 +172,6 @@ EXPERIMENTS: Final = {
             ),
         ),
         Experiment(
-            name="longer",
-            cells=_cells({"znet": NETWORKS["znet"], _FINER: _FINER_BLOCKS}),
-            sets=("test", "foreign"),
-            steps=1500,
-            others=(SHIPPED,),
-            controls=(_FINER,),
-            pairs=((_FINER, "znet"), (_FINER, f"{_FINER}{OTHERS_FEATURES}")),
-        ),
-        Experiment(
             name="text",
             cells=_cells(
                 {
@@ -201,6 +192,25 @@ EXPERIMENTS: Final = {
                     for pair in ((system, _BLIND), (system, f"{system}{OTHERS_FEATURES}"))
                 ),
                 (_FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT),
+            ),
+        ),
+        Experiment(
+            name="longer",
+            cells=_cells(
+                {
+                    _BLIND: (*NETWORKS["znet"], *_NO_TEXT),
+                    _FEATURES_TELL_FINER: (*NETWORKS["ldznet"], *_NO_TEXT, *_FINER_BLOCKS),
+                    "znet": NETWORKS["znet"],
+                    _FINER: _FINER_BLOCKS,
+                }
+            ),
+            sets=("test", "foreign"),
+            steps=900,
+            controls=(_FEATURES_TELL_FINER, _FINER),
+            pairs=tuple(
+                pair
+                for system, without in ((_FEATURES_TELL_FINER, _BLIND), (_FINER, "znet"))
+                for pair in ((system, without), (system, f"{system}{OTHERS_FEATURES}"))
             ),
         ),
         Experiment(
