@@ -200,17 +200,21 @@ EXPERIMENTS: Final = {
                 {
                     _BLIND: (*NETWORKS["znet"], *_NO_TEXT),
                     _FEATURES_TELL_FINER: (*NETWORKS["ldznet"], *_NO_TEXT, *_FINER_BLOCKS),
+                    _FEATURES_TELL_CONCAT: (*NETWORKS["ldznet-concat"], *_NO_TEXT, *_FINER_BLOCKS),
                     "znet": NETWORKS["znet"],
                     _FINER: _FINER_BLOCKS,
                 }
             ),
             sets=("test", "foreign"),
             steps=900,
-            controls=(_FEATURES_TELL_FINER, _FINER),
-            pairs=tuple(
-                pair
-                for system, without in ((_FEATURES_TELL_FINER, _BLIND), (_FINER, "znet"))
-                for pair in ((system, without), (system, f"{system}{OTHERS_FEATURES}"))
+            controls=(_FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT, _FINER),
+            pairs=(
+                (_FEATURES_TELL_FINER, _BLIND),
+                (_FEATURES_TELL_FINER, f"{_FEATURES_TELL_FINER}{OTHERS_FEATURES}"),
+                (_FEATURES_TELL_FINER, _FEATURES_TELL_CONCAT),
+                (_FEATURES_TELL_CONCAT, _BLIND),
+                (_FINER, "znet"),
+                (_FINER, f"{_FINER}{OTHERS_FEATURES}"),
             ),
         ),
         Experiment(

@@ -38,6 +38,7 @@ class TimesRecord(Config):
     machine: dict[str, str]
     versions: dict[str, str]
     date: str
+    note: str = ""  # what a person says of the figures
 
     def minutes_of(self, samples_per_second: float, steps: int) -> float:
         """What so many steps take, beside start and validation."""
