@@ -27,7 +27,9 @@ def write_document(folder: Path) -> Path:
         "times": _read(TimesRecord, folder / "times.json"),
         "influence": _read(InfluenceRecord, folder / "influence.json"),
     }
-    text = render_markdown(_TEMPLATE, records=records, **others, **facts)
+    told = folder / "summary.md"  # what a person says of all of them
+    summary = told.read_text(encoding="utf-8").strip() if told.is_file() else ""
+    text = render_markdown(_TEMPLATE, summary=summary, records=records, **others, **facts)
     page = folder.parent / "results.md"
     page.write_text(text.rstrip() + "\n", encoding="utf-8")
     return page

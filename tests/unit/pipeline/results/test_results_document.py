@@ -58,6 +58,14 @@ def test_plain_masks_have_no_ap(tmp_path: Path) -> None:
     assert "| everything | 9.40 M |  | 51.2 [48.0, 54.0] | 60.0 |  | 31 |" in text
 
 
+def test_a_summary_comes_first(tmp_path: Path) -> None:
+    record("table").save(tmp_path / "results")
+    (tmp_path / "results" / "summary.md").write_text("In short: good.\n")
+    text = write_document(tmp_path / "results").read_text()
+    assert "\n\nIn short: good.\n\n" in text
+    assert text.index("In short") < text.index("## The networks")
+
+
 def test_a_note_stands_above_the_figures_and_lives_as_long_as_they(tmp_path: Path) -> None:
     one = record("table").model_copy(update={"note": "The order is not the paper's."})
     one.save(tmp_path / "results")
