@@ -54,7 +54,8 @@ def find_cache_key(store: ObjectStore, prefix: str) -> str:
         UserError: none does, or several do.
     """
     if not prefix:
-        raise UserError("a cache key is missing: give its first digits, as `ldznet cache list` shows them")
+        there = ", ".join(shorten(list_cache_keys(store)).values()) or "none yet"
+        raise UserError(f"which cache of {store.url}? Give the first digits of its key: {there}")
     if _KEY.fullmatch(prefix) and next(store.list(f"{prefix}/"), None):  # though its text may be gone
         return prefix
     keys = list_cache_keys(store)

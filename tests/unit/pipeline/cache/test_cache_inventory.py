@@ -76,9 +76,14 @@ def test_a_key_is_found_by_what_tells_it_apart(store: ObjectStore, made: Family)
         assert find_cache_key(store, short) == key
         assert find_cache_key(store, short.upper()) == key
         assert len(short) == 12
-    with pytest.raises(UserError, match="give more digits") as several:
+    with pytest.raises(UserError, match="Give the first digits of its key") as missing:
         find_cache_key(store, "")
-    assert all(key[:12] in str(several.value) for key in keys)
+    assert all(key[:12] in str(missing.value) for key in keys)
+    alike = SMALL.key[:20] + "0" * 44
+    store.put(layout.spec_key(alike), b"{}")
+    with pytest.raises(UserError, match=f"{SMALL.key[:21]}.*give more digits"):
+        find_cache_key(store, SMALL.key[:20])
+    store.delete(layout.spec_key(alike))
     with pytest.raises(UserError, match=f"starts with 'zz': there are .*{SMALL.key[:12]}"):
         find_cache_key(store, "zz")
     store.delete(layout.spec_key(SMALL.key))
