@@ -79,8 +79,15 @@ def test_keys_that_fit_none_or_several(made: Family, cache: Callable[..., list[s
     assert (
         f"has a key that starts with 'zz': there are {', '.join(sorted(k[:12] for k in all_keys()))}" in line
     )
-    (line,) = cache("show", "", code=2)
-    assert line.endswith("give more digits")
+    for words in (
+        ("show", ""),
+        ("collect", "--yes", "--drop", "/"),
+        ("collect", "--yes", "--drop", f"/{SMALL.key}"),
+    ):
+        (line,) = cache(*words, code=2)
+        assert f"Give the first digits of its key: {min(k[:12] for k in all_keys())}" in line
+    (line,) = cache("collect", "--yes", "--drop", f"{SMALL.key[:12]}/", code=2)
+    assert "names no manifest behind the slash" in line
     (line,) = cache("collect", "--drop", f"{SMALL.key[:12]}/zz", code=2)
     assert f"none starts with 'zz': there are {made.small.manifest_id}" in line
 
