@@ -21,7 +21,7 @@ def measure_shipped_influence(
     from pipeline.recipe_file import load_recipe
     from pipeline.results.experiments import SHIPPED
     from pipeline.results.influence import InfluenceRecord, measure_influence
-    from pipeline.results.record import made_here
+    from pipeline.results.origin import made_here
 
     recipe = load_recipe(recipe_file, overrides)
     prepared(recipe)

@@ -15,7 +15,7 @@ def show_shipped_ldm(recipe: Path, *, command: str, into: Path) -> None:
     from ldznet.builtin_models import DEFAULT_LDM
     from pipeline.pretraining.recipe_file import load_pretrain_recipe
     from pipeline.pretraining.show import show_ldm
-    from pipeline.results.record import made_here
+    from pipeline.results.origin import made_here
 
     shown = show_ldm(DEFAULT_LDM, load_pretrain_recipe(recipe))
     into.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ def probe_shipped_ldm(recipe_file: Path, overrides: Sequence[str], *, command: s
     from jobs.probe import probe
     from jobs.results_preparation import prepared
     from pipeline.recipe_file import load_recipe
-    from pipeline.results.record import made_here
+    from pipeline.results.origin import made_here
 
     recipe = load_recipe(recipe_file, overrides)
     minutes = prepared(recipe)

@@ -40,7 +40,7 @@ def measure_times(recipe_file: Path, overrides: Sequence[str], *, command: str, 
     from jobs.train import PlaceInGrid, train
     from pipeline.recipe_file import load_recipe
     from pipeline.results.experiments import NETWORKS
-    from pipeline.results.record import made_here
+    from pipeline.results.origin import made_here
     from pipeline.results.times import TimesRecord, TimesRow, photo_milliseconds, training_rate
 
     short = [

@@ -1,10 +1,8 @@
 """Which blocks' phrase and features move the masks of the network that comes with ldznet."""
 
 import torch
-from pydantic import Field
 
 from ldznet.block_influence import BlockInfluence, InfluenceMeter
-from ldznet.config import Config
 from ldznet.errors import UserError
 from ldznet.modeling import network_from_pretrained
 from ldznet.prediction_config import PredictionConfig
@@ -12,24 +10,19 @@ from pipeline.evaluation.run import locate_systems
 from pipeline.loading.sample_order import Position
 from pipeline.object_store.opening import open_store
 from pipeline.recipe import Recipe, SystemConfig
+from pipeline.results.origin import Recorded
 from pipeline.training.cached_sets import required_manifest
 from pipeline.training.rank_training import make_loader
 
 
-class InfluenceRecord(Config):
+class InfluenceRecord(Recorded):
     """docs/results/influence.json."""
 
-    command: str
-    minutes: dict[str, float] = Field(default_factory=dict)
     recipe_digest: str
     model: str
     set_name: str
     phrases: int
     blocks: tuple[BlockInfluence, ...]
-    machine: dict[str, str]
-    versions: dict[str, str]
-    date: str
-    note: str = ""  # what a person says of the figures
 
 
 def measure_influence(

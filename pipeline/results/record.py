@@ -1,10 +1,8 @@
 """The record of one experiment: docs/results/NAME.json."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from ldznet.config import Config
 from ldznet.errors import UserError
@@ -12,24 +10,14 @@ from ldznet.score_differences import Differences
 from ldznet.score_results import Score
 from pipeline.evaluation.run import Result
 from pipeline.recipe import Recipe
-from pipeline.report.machine import machine_facts, package_versions
+from pipeline.results.origin import Recorded, made_here
 from pipeline.results.seeds import over_seeds
 
 PROTOCOL = "clipseg"  # by which all rows are scored
-_HOST_FACTS = frozenset({"System"})  # say nothing about a figure
 _AND = " && "  # between the commands of a record's parts
 _ALSO = "; "  # between facts in which its parts differ
 
 RowKey = tuple[str, int | None, str]  # model, seed, set
-
-
-def made_here() -> dict[str, Any]:
-    """Of every record: `machine`, `versions` and `date`."""
-    return {
-        "machine": {fact: told for fact, told in machine_facts().items() if fact not in _HOST_FACTS},
-        "versions": package_versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
 
 
 class ResultRow(Config):
@@ -114,20 +102,14 @@ def _merged(group: Sequence[ResultRow]) -> ResultRow:
     return group[0].model_copy(update=figures)
 
 
-class ResultRecord(Config):
+class ResultRecord(Recorded):
     """An experiment's rows, and where they came from."""
 
     name: str
-    command: str
     recipe_digest: str
     rows: tuple[ResultRow, ...]
     differences: tuple[DifferenceRow, ...] = ()
-    minutes: dict[str, float]  # of each station
     steps: int | None = None  # of each training
-    machine: dict[str, str]
-    versions: dict[str, str]
-    date: str
-    note: str = ""  # what a person says of the figures
 
     @classmethod
     def of(

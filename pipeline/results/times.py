@@ -5,13 +5,12 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from pydantic import Field
-
 from ldznet.config import Config
 from ldznet.predictor import Predictor
 from pipeline.datasets.opening import open_dataset
 from pipeline.datasets.sample import bounded_reader, load_image
 from pipeline.recipe import Recipe
+from pipeline.results.origin import Recorded
 from pipeline.tracking.config import store_uri
 from pipeline.tracking.history import logged_curve
 from pipeline.training.run import model_run_id
@@ -26,19 +25,13 @@ class TimesRow(Config):
     photo_milliseconds: float  # a photo and one phrase in, a mask out
 
 
-class TimesRecord(Config):
+class TimesRecord(Recorded):
     """docs/results/times.json."""
 
-    command: str
-    minutes: dict[str, float] = Field(default_factory=dict)
     batch_size: int
     steps: int  # of each training that was timed
     photos: int
     rows: tuple[TimesRow, ...]
-    machine: dict[str, str]
-    versions: dict[str, str]
-    date: str
-    note: str = ""  # what a person says of the figures
 
     def minutes_of(self, samples_per_second: float, steps: int) -> float:
         """What so many steps take, beside start and validation."""
